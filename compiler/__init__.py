@@ -1,1 +1,1 @@
-
+"""From a circuit to something callable."""

@@ -1,0 +1,275 @@
+"""`Circuit`, the base of every node: identity, types, names.
+
+Nodes are immutable and interned: building the same thing twice gives the same object, so `==` is
+`is` and a walk can memoise by identity. A node is its kind, the kind's attributes, its children and
+its name. The table of nodes holds them weakly. Its keys are identities; an entry is valid exactly
+while its node lives, because a living node keeps its attributes and children alive.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+
+from tapeout.ir.methods import CircuitMethods
+from tapeout.ir.sizes import Shape, Size, multiply
+
+if TYPE_CHECKING:
+    from tapeout.ir.symbol import Symbol
+
+_AUTONAME: Any = object()
+"""Default of `name=`: the name is made from the children's names. `name=None` means no name."""
+
+_nodes: dict[tuple[Any, ...], weakref.ref[Circuit]] = {}
+_sweep_at = 1 << 14
+
+
+class _Variety:
+    """A kind with attributes: what distinguishes nodes beside children and name. Interned, compared by identity."""
+
+    __slots__ = ("__weakref__", "attributes")
+
+    def __init__(self, attributes: tuple[Any, ...]) -> None:
+        self.attributes = attributes
+
+
+_varieties: weakref.WeakValueDictionary[tuple[type, tuple[Any, ...]], _Variety] = weakref.WeakValueDictionary()
+
+
+def _variety(kind: type, attributes: tuple[Any, ...]) -> _Variety:
+    key = (kind, attributes)
+    found = _varieties.get(key)
+    if found is None:
+        found = _varieties[key] = _Variety(attributes)
+    return found
+
+
+def _remember(key: tuple[Any, ...], node: Circuit) -> None:
+    """Enters a node into the table, and sweeps the dead when the table has doubled."""
+    global _sweep_at
+    _nodes[key] = weakref.ref(node)
+    if len(_nodes) > _sweep_at:
+        for dead in [k for k, reference in _nodes.items() if reference() is None]:
+            del _nodes[dead]
+        _sweep_at = max(1 << 14, 2 * len(_nodes))
+
+
+class Circuit(CircuitMethods):
+    """A node of a circuit, which is at the same time the circuit below it.
+
+    Attributes:
+        children: the nodes that this one reads.
+        attributes: the kind's own values (axes, an index, a function, ...).
+        op_name: the name, or None; `name` is the same with "" for none.
+        shape: one size an axis; an int or a symbolic size.
+        torch_dtype: the dtype, or None while it is undetermined.
+    """
+
+    __slots__ = ("__weakref__", "_free", "_memo", "_names", "_variety", "attributes", "children", "op_name", "shape", "torch_dtype")
+
+    kind: ClassVar[str] = "Circuit"
+    children: tuple[Circuit, ...]
+    attributes: tuple[Any, ...]
+    op_name: str | None
+    shape: Shape
+    torch_dtype: torch.dtype | None
+    _free: frozenset[Symbol] | None
+    _memo: dict[Any, Any] | None
+    _names: int
+    _variety: _Variety
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = cls.__name__
+
+    # -- construction
+
+    @classmethod
+    def _make(cls, attributes: tuple[Any, ...], children: tuple[Circuit, ...], name: str | None) -> Self:
+        """The node with these parts: the existing one, or a new one whose types are checked."""
+        return cls._intern(_variety(cls, attributes), children, name, None)
+
+    @classmethod
+    def _intern(
+        cls, variety: _Variety, children: tuple[Circuit, ...], name: str | None, like: Circuit | None
+    ) -> Self:
+        """The node with these parts; its types are those of `like` where the children's types are the same."""
+        key = (id(variety), name, *map(id, children))
+        reference = _nodes.get(key)
+        if reference is not None:
+            found = reference()
+            if found is not None:
+                return found  # type: ignore[return-value]
+        node = object.__new__(cls)
+        node._variety = variety
+        node.attributes = variety.attributes
+        node.children = children
+        node.op_name = name
+        node._names = 0
+        node._free = None
+        node._memo = None
+        if like is None or not _same_types(children, like.children):
+            node.shape, node.torch_dtype = node._infer()
+        else:
+            node.shape = like.shape
+            node.torch_dtype = like.torch_dtype
+        _remember(key, node)
+        return node
+
+    def _infer(self) -> tuple[Shape, torch.dtype | None]:
+        """Shape and dtype from attributes and children; raises if they do not fit together."""
+        raise TypeError(f"{self.kind} has no type rule")
+
+    # -- the same node with something else in it
+
+    def rename(self, name: str | None) -> Self:
+        """The same node under another name (None for none)."""
+        if name == self.op_name:
+            return self
+        renamed = self._intern(self._variety, self.children, name, self)
+        renamed._adopt(self)
+        return renamed
+
+    def with_children(self, children: tuple[Circuit, ...]) -> Circuit:
+        """The same kind of node over other children, under the same name; axes are not added.
+
+        Raises:
+            ShapeError, TypeMismatchError: if the children do not fit.
+        """
+        if children == self.children:
+            return self
+        return self._intern(self._variety, children, self.op_name, self)
+
+    def expand(self, children: tuple[Circuit, ...]) -> Circuit:
+        """The node over children that may have grown leading batch axes, and with them grows its own.
+
+        The batch axes of different children are aligned on the right. Sizes may change too
+        (symbolic ones become concrete). The name stays.
+
+        Raises:
+            ShapeError: if the batch axes do not agree.
+        """
+        if all(new.rank == old.rank for new, old in zip(children, self.children, strict=True)):
+            return self.with_children(children)
+        return self._expand(children)
+
+    def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
+        raise TypeError(f"{self.kind} has no expansion rule")
+
+    def _adopt(self, original: Circuit) -> None:
+        """Takes over from the node that this one is a renamed copy of what interning does not compare."""
+
+    # -- what is known of a node
+
+    @property
+    def name(self) -> str:
+        """The name, "" if there is none."""
+        return self.op_name or ""
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def numel(self) -> Size:
+        """The number of elements, symbolic where the shape is."""
+        return multiply(self.shape)
+
+    @property
+    def num_children(self) -> int:
+        return len(self.children)
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype's name ("float32"), or None while it is undetermined."""
+        return None if self.torch_dtype is None else str(self.torch_dtype).removeprefix("torch.")
+
+    @property
+    def free_symbols(self) -> frozenset[Symbol]:
+        """The symbols below that no module binds."""
+        if self._free is None:
+            _fill_free_symbols(self)
+        return self._free  # type: ignore[return-value]
+
+    def _own_free_symbols(self) -> frozenset[Symbol]:
+        """The free symbols, given the children's."""
+        out: frozenset[Symbol] = frozenset()
+        for child in self.children:
+            free = child._free
+            if free and free is not out:
+                out = out | free if out else free
+        return out
+
+    def __repr__(self) -> str:
+        return f"<{self.name or self.kind} {list(self.shape)} {self.kind}>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Circuit is not pickled: print it as text, or save it with its tensors")
+
+
+def _same_types(new: tuple[Circuit, ...], old: tuple[Circuit, ...]) -> bool:
+    if len(new) != len(old):
+        return False
+    for a, b in zip(new, old, strict=True):
+        if a is not b and (a.shape != b.shape or a.torch_dtype is not b.torch_dtype):
+            return False
+    return True
+
+
+def auto_name(name: Any, children: Iterable[Circuit], make: str | None = None, joiner: str = "") -> str | None:
+    """The name given, or one from the children's: joined by `joiner`, or put for `{}` in `make`.
+
+    A child without a name leaves the result without one.
+    """
+    if name is not _AUTONAME:
+        return name  # type: ignore[no-any-return]
+    names = [child.op_name for child in children]
+    if None in names:
+        return None
+    joined = joiner.join(names)  # type: ignore[arg-type]
+    return joined if make is None else make.replace("{}", joined)
+
+
+def postorder(*roots: Circuit) -> Iterator[Circuit]:
+    """Every node below the roots once, children before parents. No recursion: depth does not matter."""
+    done: set[Circuit] = set()
+    stack = list(reversed(roots))
+    while stack:
+        node = stack[-1]
+        if node in done:
+            stack.pop()
+            continue
+        pending = [child for child in node.children if child not in done]
+        if pending:
+            stack.extend(reversed(pending))
+            continue
+        stack.pop()
+        done.add(node)
+        yield node
+
+
+def _fill_free_symbols(root: Circuit) -> None:
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node._free is not None:
+            stack.pop()
+            continue
+        pending = [child for child in node.children if child._free is None]
+        if pending:
+            stack.extend(pending)
+            continue
+        stack.pop()
+        node._free = node._own_free_symbols()

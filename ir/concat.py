@@ -1,0 +1,86 @@
+"""`Concat`: joins nodes along one axis."""
+
+from __future__ import annotations
+
+import torch
+
+from tapeout.ir.batching import gained
+from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.dtypes import join_dtypes
+from tapeout.ir.errors import ShapeError
+from tapeout.ir.sizes import Shape, Size, SizeMismatch, Unifier, add, format_shape
+
+
+class Concat(Circuit):
+    """Its children, one after another along `axis`; all other sizes must be equal.
+
+    Args:
+        args: at least one node.
+        axis: the axis, negative ones from the end.
+        name: the node's name.
+
+    Raises:
+        ShapeError: if there is no child, the axis does not exist, or other sizes differ.
+        TypeMismatchError: if two known dtypes differ.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *args: Circuit, axis: int, name: str | None = _AUTONAME) -> Concat:
+        if not args:
+            raise ShapeError(f"Concat {name!r} has no children", hint="give at least one node")
+        rank = args[0].rank
+        if not -rank <= axis < rank:
+            raise ShapeError(
+                f"Concat {name!r} along axis {axis} of nodes of rank {rank}", hint=f"use an axis from {-rank} to {rank - 1}"
+            )
+        return cls._make((axis % rank,), args, auto_name(name, args, joiner=" ++ "))
+
+    @staticmethod
+    def stack(*args: Circuit, axis: int, name: str | None = _AUTONAME) -> Concat:
+        """Joins nodes along a new axis."""
+        rank = args[0].rank + 1 if args else 1
+        return Concat(*(node.unsqueeze(axis % rank, name=node.op_name) for node in args), axis=axis, name=name)
+
+    @property
+    def axis(self) -> int:
+        return self.attributes[0]  # type: ignore[no-any-return]
+
+    def get_sizes_at_axis(self) -> list[Size]:
+        return [child.shape[self.axis] for child in self.children]
+
+    def _infer(self) -> tuple[Shape, torch.dtype | None]:
+        axis, first = self.axis, self.children[0]
+        unifier = Unifier()
+        sizes = list(first.shape)
+        for child in self.children[1:]:
+            try:
+                if child.rank != first.rank:
+                    raise SizeMismatch
+                for i, size in enumerate(child.shape):
+                    sizes[i] = add(sizes[i], size) if i == axis else unifier.unify(sizes[i], size)
+            except SizeMismatch:
+                raise ShapeError(
+                    f"Concat {self.name!r} along axis {axis}: {format_shape(first.shape)} and {format_shape(child.shape)} do not fit",
+                    facts=[f"{first!r}", f"{child!r}"],
+                    hint="ranks and all sizes but the one at the axis must be equal",
+                ) from None
+        return tuple(map(unifier.resolve, sizes)), join_dtypes(self, self.children)
+
+    def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
+        batch = gained(self, children)
+        full = tuple(repeat_to_batch(child, extra, batch.shape) for child, extra in zip(children, batch.ranks, strict=True))
+        return self._make((self.axis + len(batch.shape),), full, self.op_name)
+
+    def _text(self) -> str:
+        return str(self.axis)
+
+
+def repeat_to_batch(child: Circuit, extra: int, batch: Shape) -> Circuit:
+    """The child, which has the last `extra` of the batch axes, repeated along the others."""
+    missing = len(batch) - extra
+    if missing == 0:
+        return child
+    return child.expand_at_axes(range(missing), batch[:missing])
+
+

@@ -1,0 +1,206 @@
+"""`Einsum`: products and sums over named axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from tapeout.ir.batching import gained
+from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.dtypes import join_dtypes
+from tapeout.ir.errors import ParseError, ShapeError
+from tapeout.ir.sizes import Shape, Size, SizeMismatch, Unifier, format_shape
+
+Axes = tuple[int, ...]
+
+
+class Einsum(Circuit):
+    """An einsum. Axes are integers; axes equal across operands run together, those not in the output are summed.
+
+    A repeated axis in an operand takes a diagonal, a repeated axis in the output makes one.
+    Sizes of one axis must be equal: size 1 does not broadcast. An empty Einsum is 1.
+
+    Args:
+        args: pairs of a node and its axes.
+        out_axes: the axes of the result, each of which must occur in an operand.
+        name: the node's name.
+
+    Raises:
+        ShapeError: if ranks or sizes do not fit, or an output axis has no operand.
+        TypeMismatchError: if two known dtypes differ.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls, *args: tuple[Circuit, Sequence[int]], out_axes: Sequence[int], name: str | None = _AUTONAME
+    ) -> Einsum:
+        nodes = tuple(node for node, _ in args)
+        return cls._build(nodes, tuple(tuple(axes) for _, axes in args), tuple(out_axes), name)
+
+    @classmethod
+    def _build(cls, nodes: tuple[Circuit, ...], in_axes: tuple[Axes, ...], out_axes: Axes, name: str | None) -> Einsum:
+        return cls._make((in_axes, out_axes), nodes, auto_name(name, nodes, joiner=" * "))
+
+    @staticmethod
+    def from_einsum_string(string: str, *nodes: Circuit, name: str | None = _AUTONAME) -> Einsum:
+        """An einsum written with one letter an axis: `"qd,cd->qc"`.
+
+        Raises:
+            ParseError: if the string is no einsum.
+            ShapeError: if it does not fit the nodes.
+        """
+        left, arrow, right = string.replace(" ", "").partition("->")
+        operands = left.split(",") if left or nodes else []
+        if not arrow or not all(part.isalpha() or part == "" for part in [*operands, right]):
+            raise ParseError(f"not an einsum: {string!r}", hint='write one letter an axis, such as "qd,cd->qc"')
+        if len(operands) != len(nodes):
+            raise ParseError(
+                f"the einsum {string!r} has {len(operands)} operands, but {len(nodes)} nodes were given",
+                hint="give one node for each part before the arrow",
+            )
+        numbers = {letter: number for number, letter in enumerate(dict.fromkeys("".join(operands) + right))}
+        to_axes = lambda part: tuple(numbers[letter] for letter in part)  # noqa: E731
+        return Einsum._build(nodes, tuple(map(to_axes, operands)), to_axes(right), name)
+
+    @staticmethod
+    def from_nodes_ints(
+        nodes: Sequence[Circuit], input_axes: Sequence[Sequence[int]], output_ints: Sequence[int], name: str | None = None
+    ) -> Einsum:
+        """The same as the constructor, with nodes and axes apart."""
+        return Einsum(*zip(nodes, input_axes, strict=True), out_axes=output_ints, name=name)
+
+    @staticmethod
+    def scalar_mul(
+        node: Circuit, scalar: float, name: str | None = _AUTONAME, scalar_name: str | None = None
+    ) -> Einsum:
+        """`scalar * node`."""
+        from tapeout.ir.scalar import Scalar
+
+        axes = tuple(range(node.rank))
+        return Einsum._build((node, Scalar(scalar, (), scalar_name)), (axes, ()), axes, name)
+
+    @staticmethod
+    def elementwise_broadcasted(*nodes: Circuit, name: str | None = _AUTONAME) -> Einsum:
+        """The elementwise product of nodes aligned on the right; a node may lack leading axes, but size 1 does not expand."""
+        rank = max((node.rank for node in nodes), default=0)
+        return Einsum._build(nodes, tuple(tuple(range(rank - n.rank, rank)) for n in nodes), tuple(range(rank)), name)
+
+    @staticmethod
+    def identity(node: Circuit, name: str | None = _AUTONAME) -> Einsum:
+        """The einsum that returns its one operand."""
+        axes = tuple(range(node.rank))
+        return Einsum._build((node,), (axes,), axes, name)
+
+    @staticmethod
+    def empty(name: str | None = None) -> Einsum:
+        """The einsum without operands: 1."""
+        return Einsum(out_axes=(), name=name)
+
+    @staticmethod
+    def new_outer_product(*nodes: Circuit, name: str | None = _AUTONAME) -> Einsum:
+        """The outer product; the axes of the nodes one after another."""
+        axes: list[Axes] = []
+        start = 0
+        for node in nodes:
+            axes.append(tuple(range(start, start + node.rank)))
+            start += node.rank
+        return Einsum._build(nodes, tuple(axes), tuple(range(start)), name)
+
+    @property
+    def args(self) -> list[tuple[Circuit, Axes]]:
+        return list(zip(self.children, self.in_axes, strict=True))
+
+    @property
+    def in_axes(self) -> tuple[Axes, ...]:
+        return self.attributes[0]  # type: ignore[no-any-return]
+
+    @property
+    def out_axes(self) -> Axes:
+        return self.attributes[1]  # type: ignore[no-any-return]
+
+    def all_input_axes(self) -> list[Axes]:
+        return list(self.in_axes)
+
+    def reduced_axes(self) -> set[int]:
+        """The axes that are summed."""
+        return {axis for axes in self.in_axes for axis in axes} - set(self.out_axes)
+
+    def next_axis(self) -> int:
+        """An integer that no axis has."""
+        return max((axis for axes in (*self.in_axes, self.out_axes) for axis in axes), default=-1) + 1
+
+    def evolve(
+        self, args: Iterable[tuple[Circuit, Axes]] | None = None, out_axes: Axes | None = None
+    ) -> Einsum:
+        """The same einsum with other operands or other output axes, under the same name."""
+        return Einsum(
+            *(self.args if args is None else args),
+            out_axes=self.out_axes if out_axes is None else out_axes,
+            name=self.op_name,
+        )
+
+    def _infer(self) -> tuple[Shape, torch.dtype | None]:
+        in_axes, out_axes = self.attributes
+        sizes: dict[int, Size] = {}
+        unifier = Unifier()
+        for child, axes in zip(self.children, in_axes, strict=True):
+            if len(axes) != len(child.shape):
+                raise ShapeError(
+                    f"Einsum {self.name!r} ({self._text()}) gives {len(axes)} axes to an operand of rank {child.rank}",
+                    facts=[repr(child)],
+                    hint="write one letter for each axis of the operand",
+                )
+            for axis, size in zip(axes, child.shape, strict=True):
+                known = sizes.get(axis)
+                if known is None:
+                    sizes[axis] = size
+                elif known != size:
+                    sizes[axis] = self._unify(unifier, axis, known, size)
+        for axis in out_axes:
+            if axis not in sizes:
+                raise ShapeError(
+                    f"Einsum {self.name!r} ({self._text()}) has an output axis that no operand has",
+                    hint="an output axis must occur before the arrow; add an axis with Rearrange (repeat)",
+                )
+        shape = tuple(sizes[axis] for axis in out_axes)
+        if unifier.known:
+            shape = tuple(map(unifier.resolve, shape))
+        return shape, join_dtypes(self, self.children)
+
+    def _unify(self, unifier: Unifier, axis: int, left: Size, right: Size) -> Size:
+        try:
+            return unifier.unify(left, right)
+        except SizeMismatch:
+            raise ShapeError(
+                f"Einsum {self.name!r} ({self._text()}): axis {self._letters().get(axis)!r} has sizes {left} and {right}",
+                facts=[f"{child!r}" for child in self.children],
+                hint="sizes of one axis must be equal, and size 1 does not broadcast in an einsum; "
+                f"operands have shapes {' and '.join(format_shape(child.shape) for child in self.children)}",
+            ) from None
+
+    def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
+        batch = gained(self, children)
+        start = self.next_axis()
+        new = tuple(range(start, start + len(batch.shape)))
+        in_axes = tuple(
+            new[len(new) - extra :] + axes for extra, axes in zip(batch.ranks, self.in_axes, strict=True)
+        )
+        return self._make((in_axes, new + self.out_axes), children, self.op_name)
+
+    def _letters(self) -> dict[int, str]:
+        axes = dict.fromkeys(axis for group in (*self.in_axes, self.out_axes) for axis in group)
+        return {axis: axis_letter(number) for number, axis in enumerate(axes)}
+
+    def _text(self) -> str:
+        letters = self._letters()
+        word = lambda axes: "".join(letters[axis] for axis in axes)  # noqa: E731
+        return ",".join(map(word, self.in_axes)) + "->" + word(self.out_axes)
+
+
+def axis_letter(number: int) -> str:
+    """a ... z, A ... Z, then letters of other alphabets."""
+    if number < 26:
+        return chr(ord("a") + number)
+    return chr(ord("A") + number - 26) if number < 52 else chr(0xC0 + number - 52)

@@ -1,0 +1,69 @@
+"""`Index`: entries and slices, one index an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tapeout.ir.axis_index import FULL, AxisIndex, Picks, Span, axis_indices, format_index, indexed_shape
+from tapeout.ir.batching import gained
+from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.sizes import Shape
+
+
+class Index(Circuit):
+    """Indexes each axis by itself: an integer removes it, a slice or a 1-D tensor keeps it.
+
+    Several tensors act independently (an outer product of positions), unlike in torch. Negative
+    indices count from the end; nothing is clipped; slices have no step; missing axes are `:`.
+
+    Args:
+        node: what is indexed.
+        idx: the indices, such as `I[0, 1:3]`; one ellipsis is allowed.
+        name: the node's name.
+
+    Raises:
+        ShapeError: if an index is out of range, of an unsupported kind, or there are too many.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, node: Circuit, idx: Sequence[Any], name: str | None = _AUTONAME) -> Index:
+        index = axis_indices(idx, node.rank, repr(node))
+        return cls._make((index,), (node,), auto_name(name, [node], "{} idx"))
+
+    @property
+    def node(self) -> Circuit:
+        return self.children[0]
+
+    @property
+    def axis_indices(self) -> tuple[AxisIndex, ...]:
+        """The indices in canonical form, one an axis of the node."""
+        return self.attributes[0]  # type: ignore[no-any-return]
+
+    @property
+    def idx(self) -> list[int | slice | torch.Tensor]:
+        """The indices as integers, slices and tensors."""
+        return [_to_torch(index) for index in self.axis_indices]
+
+    def has_tensor_axes(self) -> bool:
+        return any(isinstance(index, Picks) for index in self.axis_indices)
+
+    def _infer(self) -> tuple[Shape, torch.dtype | None]:
+        (child,) = self.children
+        return indexed_shape(self.axis_indices, child.shape, repr(child)), child.torch_dtype
+
+    def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
+        (count,) = gained(self, children).ranks
+        return self._make(((FULL,) * count + self.axis_indices,), children, self.op_name)
+
+    def _text(self) -> str:
+        return format_index(self.axis_indices)
+
+
+def _to_torch(index: AxisIndex) -> int | slice | torch.Tensor:
+    if isinstance(index, Span):
+        return slice(index.start, index.stop)
+    return index.values if isinstance(index, Picks) else index

@@ -1,0 +1,320 @@
+"""`Matcher`: a yes-or-no question about one node, with what is known of the names that can answer yes.
+
+Search never walks below a node under which nothing can match. Every node can carry an exact summary
+of the names and kinds below it: a bit set over numbered names (`labels`). A matcher turns itself
+into such a set as well (`mask`), or None where it cannot tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from tapeout.ir.circuit import Circuit
+from tapeout.ir.errors import ParseError, TypeMismatchError
+
+if TYPE_CHECKING:
+    from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn
+
+_name_bits: dict[str | None, int] = {None: 0}
+_kind_bits: dict[type, int] = {}
+_names: list[str | None] = []
+
+
+def _new_bit(name: str | None) -> int:
+    _names.append(name)
+    return 1 << (len(_names) - 1)
+
+
+def own_label(node: Circuit) -> int:
+    """The bits of a node's own name and kind."""
+    kind = type(node)
+    bits = _kind_bits.get(kind)
+    if bits is None:
+        bits = _kind_bits[kind] = _new_bit(None)
+    name = node.op_name
+    name_bit = _name_bits.get(name)
+    if name_bit is None:
+        name_bit = _name_bits[name] = _new_bit(name)
+    return bits | name_bit
+
+
+def labels(root: Circuit) -> int:
+    """The bits of all names and kinds at and below the node."""
+    if root._names:
+        return root._names
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node._names:
+            stack.pop()
+            continue
+        pending = [child for child in node.children if not child._names]
+        if pending:
+            stack.extend(pending)
+            continue
+        stack.pop()
+        node._names = label_over(node)
+    return root._names
+
+
+def label_over(node: Circuit) -> int:
+    """The node's labels, given that its children have theirs."""
+    bits = own_label(node)
+    for child in node.children:
+        bits |= child._names
+    return bits
+
+
+def names_in(bits: int) -> Iterable[str]:
+    """The names that the bits stand for."""
+    for number, digit in enumerate(reversed(bin(bits))):
+        if digit == "1" and (name := _names[number]) is not None:
+            yield name
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Matches a node in whose name the pattern is found.
+
+    Args:
+        pattern: a regular expression, searched for anywhere in the name.
+        escape_dot: whether a bare dot means a dot (names are full of them); `.*`, `.+`, `.?` stay
+            wildcards only if this is off.
+    """
+
+    pattern: str
+    escape_dot: bool = True
+    _compiled: re.Pattern[str] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        text = re.sub(r"(?<!\\)\.", r"\.", self.pattern) if self.escape_dot else self.pattern
+        try:
+            object.__setattr__(self, "_compiled", re.compile(text))
+        except re.error as error:
+            raise ParseError(
+                f"not a regular expression: {self.pattern!r} ({error})", hint="escape brackets that are meant literally"
+            ) from None
+
+    def search(self, name: str) -> bool:
+        return self._compiled.search(name) is not None
+
+
+MatcherIn = Any
+"""What a matcher can be made of: a Matcher, a name, a set of names, a Regex, a kind, a predicate, or a bool."""
+
+
+class Matcher:
+    """A yes-or-no question about a node. Several inputs mean "any of them".
+
+    Args:
+        inps: names, sets of names, `Regex`, kinds (`Module`), predicates, matchers, or bools.
+
+    Raises:
+        TypeMismatchError: for anything else.
+    """
+
+    __slots__ = ("_accepts", "_mask", "_text")
+
+    _accepts: Callable[[Circuit], bool]
+    _mask: Callable[[int], int | None]
+    _text: str
+
+    def __init__(self, *inps: MatcherIn) -> None:
+        parts = [_parse(inp) for inp in inps]
+        names = [part for part in parts if isinstance(part, frozenset)]
+        others = [part for part in parts if isinstance(part, Matcher)]
+        if names:
+            others.append(_names_matcher(frozenset().union(*names)))
+        merged = others[0] if len(others) == 1 else _any(others)
+        self._accepts, self._mask, self._text = merged._accepts, merged._mask, merged._text
+
+    @classmethod
+    def _new(cls, accepts: Callable[[Circuit], bool], mask: Callable[[int], int | None], text: str) -> Matcher:
+        out = object.__new__(cls)
+        out._accepts, out._mask, out._text = accepts, mask, text
+        return out
+
+    def __call__(self, circuit: Circuit) -> bool:
+        """Whether this very node matches."""
+        return self._accepts(circuit)
+
+    def mask(self, below: int) -> int | None:
+        """Labels of which a matching node has one, among the labels `below`; None if it cannot tell."""
+        return self._mask(below)
+
+    @staticmethod
+    def regex(pattern: str, escape_dot: bool = True) -> Matcher:
+        return Matcher(Regex(pattern, escape_dot))
+
+    @staticmethod
+    def true_matcher() -> Matcher:
+        return Matcher(True)
+
+    @staticmethod
+    def false_matcher() -> Matcher:
+        return Matcher(False)
+
+    @staticmethod
+    def types(*types: type[Circuit]) -> Matcher:
+        return Matcher(*types)
+
+    @staticmethod
+    def circuits(*circuits: Circuit) -> Matcher:
+        """Matches these very nodes."""
+        wanted = frozenset(circuits)
+        return Matcher._new(wanted.__contains__, lambda _: None, f"circuits({len(wanted)})")
+
+    @staticmethod
+    def match_any_found(finder: IterativeMatcherIn) -> Matcher:
+        """Matches a node at or below which `finder` finds something."""
+        from tapeout.ir.search import are_any_found
+
+        return Matcher(lambda node: are_any_found(node, finder))
+
+    @staticmethod
+    def any(*matchers: MatcherIn) -> Matcher:
+        return Matcher(*matchers)
+
+    @staticmethod
+    def all(*matchers: MatcherIn) -> Matcher:
+        parts = [Matcher(matcher) for matcher in matchers]
+        return Matcher._new(
+            lambda node: all(part._accepts(node) for part in parts),
+            lambda below: _intersect([part._mask(below) for part in parts]),
+            " & ".join(part._text for part in parts) or "True",
+        )
+
+    def __invert__(self) -> Matcher:
+        return Matcher._new(lambda node: not self._accepts(node), lambda _: None, f"~({self._text})")
+
+    def __and__(self, other: MatcherIn) -> Matcher:
+        return Matcher.all(self, other)
+
+    __rand__ = __and__
+
+    def __or__(self, other: MatcherIn) -> Matcher:
+        return Matcher(self, other)
+
+    __ror__ = __or__
+
+    def __bool__(self) -> bool:
+        raise TypeMismatchError(
+            f"a matcher has no truth value: {self._text}", hint="combine matchers with & | ~, not with and / or / not"
+        )
+
+    def __repr__(self) -> str:
+        return f"Matcher({self._text})"
+
+    # What an IterativeMatcher can do, for convenience.
+
+    def to_iterative_matcher(self) -> IterativeMatcher:
+        from tapeout.ir.iterative import IterativeMatcher
+
+        return IterativeMatcher(self)
+
+    def chain(self, *rest: IterativeMatcherIn, must_be_sub: bool = False) -> IterativeMatcher:
+        """See `IterativeMatcher.chain`."""
+        return self.to_iterative_matcher().chain(*rest, must_be_sub=must_be_sub)
+
+    def filter(self, **options: Any) -> IterativeMatcher:
+        """See `IterativeMatcher.filter`."""
+        return self.to_iterative_matcher().filter(**options)
+
+    def get(self, circuit: Circuit) -> set[Circuit]:
+        return circuit.get(self)
+
+    def get_unique(self, circuit: Circuit) -> Circuit:
+        return circuit.get_unique(self)
+
+    def update(self, circuit: Circuit, transform: Callable[[Circuit], Circuit]) -> Circuit:
+        return circuit.update(self, transform)
+
+
+def _parse(inp: MatcherIn) -> Matcher | frozenset[str]:
+    if isinstance(inp, Matcher):
+        return inp
+    if isinstance(inp, str):
+        return frozenset((inp,))
+    if isinstance(inp, bool):
+        return Matcher._new(lambda _: inp, lambda below: None if inp else 0, str(inp))
+    if isinstance(inp, (set, frozenset, list, tuple)) and all(isinstance(item, str) for item in inp):
+        return frozenset(inp)
+    if isinstance(inp, (set, frozenset, list, tuple)):
+        return Matcher(*inp)
+    if isinstance(inp, Regex):
+        return _regex_matcher(inp)
+    if isinstance(inp, type) and issubclass(inp, Circuit):
+        return _kind_matcher(inp)
+    if isinstance(inp, Circuit):
+        return Matcher.circuits(inp)
+    if callable(inp):
+        return Matcher._new(lambda node: bool(inp(node)), lambda _: None, getattr(inp, "__name__", "predicate"))
+    raise TypeMismatchError(
+        f"not a matcher: {inp!r}",
+        hint="a matcher is a name, a set of names, a Regex, a kind such as Module, a predicate, or another Matcher",
+    )
+
+
+def _names_matcher(names: frozenset[str]) -> Matcher:
+    def mask(below: int) -> int:
+        bits = 0
+        for name in names:
+            bits |= _name_bits.get(name, 0)
+        return bits
+
+    if len(names) == 1:
+        (only,) = names
+        return Matcher._new(lambda node: node.op_name == only, mask, repr(only))
+    return Matcher._new(lambda node: node.op_name in names, mask, "{" + ", ".join(map(repr, sorted(names))) + "}")
+
+
+@lru_cache(maxsize=1 << 16)
+def _regex_finds(regex: Regex, name: str) -> bool:
+    return regex.search(name)
+
+
+def _regex_matcher(regex: Regex) -> Matcher:
+    def mask(below: int) -> int:
+        bits = 0
+        for name in names_in(below):
+            if _regex_finds(regex, name):
+                bits |= _name_bits[name]
+        return bits
+
+    def accepts(node: Circuit) -> bool:
+        return node.op_name is not None and _regex_finds(regex, node.op_name)
+
+    return Matcher._new(accepts, mask, f"Regex({regex.pattern!r})")
+
+
+def _kind_matcher(kind: type[Circuit]) -> Matcher:
+    def mask(below: int) -> int | None:
+        return None if kind is Circuit else _kind_bits.get(kind, 0)
+
+    return Matcher._new(lambda node: isinstance(node, kind), mask, kind.__name__)
+
+
+def _any(parts: list[Matcher]) -> Matcher:
+    def mask(below: int) -> int | None:
+        bits = 0
+        for part in parts:
+            more = part._mask(below)
+            if more is None:
+                return None
+            bits |= more
+        return bits
+
+    accepts = tuple(part._accepts for part in parts)
+    return Matcher._new(
+        lambda node: any(accept(node) for accept in accepts), mask, " | ".join(part._text for part in parts) or "False"
+    )
+
+
+def _intersect(masks: list[int | None]) -> int | None:
+    """Labels that suffice for a node that must match all: any one of the masks does; the smallest is best."""
+    known = [mask for mask in masks if mask is not None]
+    return min(known, key=int.bit_count, default=None)

@@ -1,0 +1,434 @@
+"""The methods that every circuit has beside its identity: arithmetic, reshaping, search, evaluation, casts of kind.
+
+They only build nodes and call the modules that do the work, so that a circuit reads well in use:
+`circuit.get_unique("a0.h0").index(I[-1])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from tapeout.ir.errors import TypeMismatchError, UnsupportedError
+
+if TYPE_CHECKING:
+    from tapeout.ir.add import Add
+    from tapeout.ir.array import Array
+    from tapeout.ir.circuit import Circuit
+    from tapeout.ir.concat import Concat
+    from tapeout.ir.discrete_var import DiscreteVar
+    from tapeout.ir.einsum import Einsum
+    from tapeout.ir.general_function import GeneralFunction
+    from tapeout.ir.index import Index
+    from tapeout.ir.iterative import IterativeMatcherIn
+    from tapeout.ir.module import Module
+    from tapeout.ir.rearrange import Rearrange, RearrangeSpec
+    from tapeout.ir.scalar import Scalar
+    from tapeout.ir.scatter import Scatter
+    from tapeout.ir.sizes import SizeIn
+    from tapeout.ir.symbol import Symbol
+    from tapeout.ir.tag import Tag
+    from tapeout.ir.text import PrintOptions
+
+Evaluator = Callable[["Circuit", torch.dtype | str | None], torch.Tensor]
+_evaluator: list[Evaluator] = []
+
+
+
+
+def set_evaluator(evaluator: Evaluator) -> None:
+    """Says what `circuit.evaluate()` calls; the reference backend does so when it is imported."""
+    _evaluator[:] = [evaluator]
+
+
+def _automatic() -> Any:
+    from tapeout.ir.circuit import _AUTONAME
+
+    return _AUTONAME
+
+
+class CircuitMethods:
+    """Methods of `Circuit`; each builds nodes or calls the module that does the work."""
+
+    __slots__ = ()
+
+    @property
+    def _self(self) -> Circuit:
+        return cast("Circuit", self)
+
+    # -- arithmetic
+
+    def add(self, other: Circuit, name: str | None = None) -> Add:
+        from tapeout.ir.add import Add
+
+        return Add(self._self, other, name=_automatic() if name is None else name)
+
+    def sub(self, other: Circuit, name: str | None = None) -> Add:
+        from tapeout.ir.add import Add
+
+        return Add.minus(self._self, other, _automatic() if name is None else name)
+
+    def mul(self, other: Circuit, name: str | None = None) -> Einsum:
+        """The elementwise product; one may lack leading axes."""
+        from tapeout.ir.einsum import Einsum
+
+        return Einsum.elementwise_broadcasted(self._self, other, name=_automatic() if name is None else name)
+
+    def mul_scalar(self, scalar: float, name: str | None = None, scalar_name: str | None = None) -> Einsum:
+        from tapeout.ir.einsum import Einsum
+
+        return Einsum.scalar_mul(self._self, scalar, _automatic() if name is None else name, scalar_name)
+
+    def sum(self, axis: int | Sequence[int] | None = None, name: str | None = None) -> Einsum:
+        """The sum over some axes, or all."""
+        from tapeout.ir.einsum import Einsum
+
+        axes = tuple(range(self._self.rank))
+        kept = tuple(a for a in axes if a not in _axes(axis, len(axes), self._self))
+        return Einsum((self._self, axes), out_axes=kept, name=_automatic() if name is None else name)
+
+    def mean(
+        self, axis: int | Sequence[int] | None = None, name: str | None = None, scalar_name: str | None = None
+    ) -> Einsum:
+        """The mean over some axes, or all; their sizes must be known."""
+        from tapeout.ir.circuit import auto_name
+        from tapeout.ir.einsum import Einsum
+        from tapeout.ir.scalar import Scalar
+
+        node = self._self
+        axes = tuple(range(node.rank))
+        reduced = _axes(axis, len(axes), node)
+        count = 1
+        for a in reduced:
+            size = node.shape[a]
+            if not isinstance(size, int):
+                raise UnsupportedError(
+                    f"the mean of {node!r} over an axis of symbolic size {size}", hint="use last_dim_size and reciprocal"
+                )
+            count *= size
+        label = auto_name(_automatic(), [node], "mean_div_{}") if scalar_name is None else scalar_name
+        kept = tuple(a for a in axes if a not in reduced)
+        args = ((node, axes), (Scalar(1.0 / count, (), label), ()))
+        return Einsum(*args, out_axes=kept, name=_automatic() if name is None else name)
+
+    def max(self, axis: int | None = None, name: str | None = None) -> GeneralFunction:
+        """The maximum over one axis, or all."""
+        return self._reduce("max", axis, name)
+
+    def min(self, axis: int | None = None, name: str | None = None) -> GeneralFunction:
+        """The minimum over one axis, or all."""
+        return self._reduce("min", axis, name)
+
+    def _reduce(self, function: str, axis: int | None, name: str | None) -> GeneralFunction:
+        from tapeout.ir.functions import FUNCTIONS
+        from tapeout.ir.general_function import GeneralFunction
+        from tapeout.ir.rearrange import Rearrange, RearrangeSpec
+
+        node = self._self
+        if axis is None:
+            node = node.flatten()
+        elif axis % node.rank != node.rank - 1:
+            order = [i for i in range(node.rank) if i != axis % node.rank] + [axis % node.rank]
+            node = Rearrange(node, RearrangeSpec.permute(order))
+        return GeneralFunction(node, spec=FUNCTIONS[function], name=_automatic() if name is None else name)
+
+    # -- indexing and reshaping
+
+    def index(self, index: Sequence[Any], name: str | None = None) -> Index:
+        """See `Index`."""
+        from tapeout.ir.index import Index
+
+        return Index(self._self, index, _automatic() if name is None else name)
+
+    def expand_at_axes(
+        self, axes: int | Iterable[int], counts: int | Iterable[SizeIn] | None = None, name: str | None = None
+    ) -> Rearrange:
+        """New axes at the given positions of the result, of the given sizes (1 without `counts`)."""
+        from tapeout.ir.rearrange import Rearrange, RearrangeSpec
+        from tapeout.ir.sizes import as_shape
+
+        node = self._self
+        where = [axes] if isinstance(axes, int) else list(axes)
+        sizes = [1] * len(where) if counts is None else [counts] * len(where) if isinstance(counts, int) else counts
+        total = node.rank + len(where)
+        spec = RearrangeSpec.expand_at_axes(node.rank, [axis % total for axis in where], as_shape(sizes))
+        return Rearrange(node, spec, _automatic() if name is None else name)
+
+    def unsqueeze(self, axes: int | Iterable[int], name: str | None = None) -> Rearrange:
+        """New axes of size 1 at the given positions of the result."""
+        return self.expand_at_axes(axes, None, name)
+
+    def squeeze(self, axes: int | Sequence[int], name: str | None = None) -> Rearrange:
+        """Without the given axes, which must be of size 1."""
+        from tapeout.ir.rearrange import Rearrange, RearrangeSpec
+
+        node = self._self
+        gone = _axes(axes, node.rank, node)
+        inputs = tuple(() if i in gone else (i,) for i in range(node.rank))
+        outputs = tuple((i,) for i in range(node.rank) if i not in gone)
+        spec = RearrangeSpec(inputs, outputs, (None,) * node.rank)
+        return Rearrange(node, spec, _automatic() if name is None else name)
+
+    def flatten(self, name: str | None = None) -> Rearrange:
+        """All axes as one."""
+        from tapeout.ir.rearrange import Rearrange, RearrangeSpec
+
+        return Rearrange(self._self, RearrangeSpec.flatten(self._self.rank), _automatic() if name is None else name)
+
+    def unflatten(self, shape: Iterable[SizeIn], name: str | None = None) -> Rearrange:
+        """The one axis as several."""
+        return self.unflatten_axis(0, shape, name)
+
+    def unflatten_axis(self, axis: int, shape: Iterable[SizeIn], name: str | None = None) -> Rearrange:
+        """One axis as several."""
+        from tapeout.ir.rearrange import Rearrange, RearrangeSpec
+
+        spec = RearrangeSpec.unflatten_axis(self._self.rank, axis % self._self.rank, shape)
+        return Rearrange(self._self, spec, _automatic() if name is None else name)
+
+    def rearrange(self, spec: RearrangeSpec, name: str | None = None) -> Rearrange:
+        from tapeout.ir.rearrange import Rearrange
+
+        return Rearrange(self._self, spec, _automatic() if name is None else name)
+
+    def rearrange_str(self, string: str, name: str | None = None) -> Rearrange:
+        from tapeout.ir.rearrange import Rearrange
+
+        return Rearrange.from_string(self._self, string, _automatic() if name is None else name)
+
+    # -- search and rewriting
+
+    def get(self, matcher: IterativeMatcherIn) -> set[Circuit]:
+        """The nodes that match."""
+        from tapeout.ir import search
+
+        return search.get(self._self, matcher)
+
+    def get_unique(self, matcher: IterativeMatcherIn) -> Circuit:
+        """The one node that matches.
+
+        Raises:
+            MatchError: if none does, or several do.
+        """
+        from tapeout.ir import search
+
+        return search.get_unique(self._self, matcher)
+
+    def get_unique_op(self, matcher: IterativeMatcherIn) -> Circuit | None:
+        """The one node that matches, None if none does.
+
+        Raises:
+            MatchError: if several do.
+        """
+        from tapeout.ir import search
+
+        return search.get_unique_op(self._self, matcher)
+
+    def get_paths(self, matcher: IterativeMatcherIn) -> dict[Circuit, list[Circuit]]:
+        """For each node that matches, one path to it: the node first, this circuit last."""
+        from tapeout.ir import search
+
+        return search.get_paths(self._self, matcher)
+
+    def get_all_paths(self, matcher: IterativeMatcherIn) -> dict[Circuit, list[list[Circuit]]]:
+        """For each node that matches, every path to it."""
+        from tapeout.ir import search
+
+        return search.get_all_paths(self._self, matcher)
+
+    def are_any_found(self, matcher: IterativeMatcherIn) -> bool:
+        from tapeout.ir import search
+
+        return search.are_any_found(self._self, matcher)
+
+    def update(
+        self,
+        matcher: IterativeMatcherIn,
+        transform: Callable[[Circuit], Circuit],
+        assert_found: bool | int = False,
+        assert_different: bool = False,
+    ) -> Circuit:
+        """Every node that matches is replaced by its transform; nodes above are rebuilt.
+
+        Works from the leaves up: a node's children are updated before the node is given to
+        `transform`, and what `transform` returns is not searched again.
+
+        Args:
+            matcher: which nodes.
+            transform: from a node, its children already updated, to its replacement.
+            assert_found: raise if no node (True) or not so many nodes (a number) match.
+            assert_different: raise if nothing changes.
+
+        Raises:
+            MatchError: see `assert_found`, `assert_different`.
+            ShapeError: if a replacement does not fit where it is put.
+        """
+        from tapeout.ir import search
+
+        return search.update(self._self, matcher, transform, assert_found, assert_different)
+
+    def map_children(self, fn: Callable[[Circuit], Circuit]) -> Circuit:
+        """The same node over the images of its children."""
+        return self._self.with_children(tuple(fn(child) for child in self._self.children))
+
+    def visit(self, f: Callable[[Circuit], None]) -> None:
+        """Calls `f` for each node once, children first."""
+        from tapeout.ir.circuit import postorder
+
+        for node in postorder(self._self):
+            f(node)
+
+    # -- text and values
+
+    def repr(self, options: PrintOptions | None = None) -> str:
+        """The circuit as text, a line a node."""
+        from tapeout.ir.text import circuit_text
+
+        return circuit_text(self._self, options=options)
+
+    def print(self, options: PrintOptions | None = None) -> None:
+        """Prints the circuit, a line a node."""
+        print(self.repr(options))
+
+    def evaluate(self, dtype: torch.dtype | str | None = None) -> torch.Tensor:
+        """The value, by the reference backend.
+
+        Args:
+            dtype: a floating dtype to compute in ("float64" is exact enough to define the
+                circuit's meaning); None for the constants' own.
+
+        Raises:
+            ModuleBindingError: if a symbol is unbound.
+            UnsupportedError: if the circuit holds random variables that were not sampled.
+        """
+        if not _evaluator:
+            raise UnsupportedError("no evaluator is loaded", hint="import tapeout")
+        return _evaluator[0](self._self, dtype)
+
+    # -- kinds
+
+    def _cast(self, kind: str) -> Any:
+        if self._self.kind != kind:
+            raise TypeMismatchError(
+                f"{self._self!r} is no {kind}", hint=f"it is a {self._self.kind}; look with circuit.print() at what you have"
+            )
+        return self
+
+    def _maybe(self, kind: str) -> Any:
+        return self if self._self.kind == kind else None
+
+    def cast_array(self) -> Array:
+        return cast("Array", self._cast("Array"))
+
+    def cast_scalar(self) -> Scalar:
+        return cast("Scalar", self._cast("Scalar"))
+
+    def cast_symbol(self) -> Symbol:
+        return cast("Symbol", self._cast("Symbol"))
+
+    def cast_einsum(self) -> Einsum:
+        return cast("Einsum", self._cast("Einsum"))
+
+    def cast_add(self) -> Add:
+        return cast("Add", self._cast("Add"))
+
+    def cast_rearrange(self) -> Rearrange:
+        return cast("Rearrange", self._cast("Rearrange"))
+
+    def cast_index(self) -> Index:
+        return cast("Index", self._cast("Index"))
+
+    def cast_concat(self) -> Concat:
+        return cast("Concat", self._cast("Concat"))
+
+    def cast_scatter(self) -> Scatter:
+        return cast("Scatter", self._cast("Scatter"))
+
+    def cast_general_function(self) -> GeneralFunction:
+        return cast("GeneralFunction", self._cast("GeneralFunction"))
+
+    def cast_module(self) -> Module:
+        return cast("Module", self._cast("Module"))
+
+    def cast_tag(self) -> Tag:
+        return cast("Tag", self._cast("Tag"))
+
+    def cast_discrete_var(self) -> DiscreteVar:
+        return cast("DiscreteVar", self._cast("DiscreteVar"))
+
+    def maybe_array(self) -> Array | None:
+        return cast("Array | None", self._maybe("Array"))
+
+    def maybe_scalar(self) -> Scalar | None:
+        return cast("Scalar | None", self._maybe("Scalar"))
+
+    def maybe_symbol(self) -> Symbol | None:
+        return cast("Symbol | None", self._maybe("Symbol"))
+
+    def maybe_einsum(self) -> Einsum | None:
+        return cast("Einsum | None", self._maybe("Einsum"))
+
+    def maybe_add(self) -> Add | None:
+        return cast("Add | None", self._maybe("Add"))
+
+    def maybe_rearrange(self) -> Rearrange | None:
+        return cast("Rearrange | None", self._maybe("Rearrange"))
+
+    def maybe_index(self) -> Index | None:
+        return cast("Index | None", self._maybe("Index"))
+
+    def maybe_concat(self) -> Concat | None:
+        return cast("Concat | None", self._maybe("Concat"))
+
+    def maybe_general_function(self) -> GeneralFunction | None:
+        return cast("GeneralFunction | None", self._maybe("GeneralFunction"))
+
+    def maybe_module(self) -> Module | None:
+        return cast("Module | None", self._maybe("Module"))
+
+    def is_array(self) -> bool:
+        return self._self.kind == "Array"
+
+    def is_scalar(self) -> bool:
+        return self._self.kind == "Scalar"
+
+    def is_symbol(self) -> bool:
+        return self._self.kind == "Symbol"
+
+    def is_einsum(self) -> bool:
+        return self._self.kind == "Einsum"
+
+    def is_add(self) -> bool:
+        return self._self.kind == "Add"
+
+    def is_rearrange(self) -> bool:
+        return self._self.kind == "Rearrange"
+
+    def is_index(self) -> bool:
+        return self._self.kind == "Index"
+
+    def is_concat(self) -> bool:
+        return self._self.kind == "Concat"
+
+    def is_general_function(self) -> bool:
+        return self._self.kind == "GeneralFunction"
+
+    def is_module(self) -> bool:
+        return self._self.kind == "Module"
+
+    def is_leaf(self) -> bool:
+        """Whether it is an Array, a Symbol or a Scalar."""
+        return self._self.kind in ("Array", "Symbol", "Scalar")
+
+    def is_irreducible_node(self) -> bool:
+        """Whether it is an Array or a Symbol; rewrites never rename these."""
+        return self._self.kind in ("Array", "Symbol")
+
+
+def _axes(axis: int | Sequence[int] | None, rank: int, node: Circuit) -> set[int]:
+    axes = range(rank) if axis is None else [axis] if isinstance(axis, int) else axis
+    if any(not -rank <= a < rank for a in axes):
+        raise TypeMismatchError(f"{node!r} has no axis {axis}", hint=f"its rank is {rank}")
+    return {a % rank for a in axes}

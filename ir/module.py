@@ -1,0 +1,368 @@
+"""`Module`: a call. A circuit with symbols (the spec) and the arguments bound to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from tapeout.ir.batching import align_batch
+from tapeout.ir.circuit import Circuit
+from tapeout.ir.concat import repeat_to_batch
+from tapeout.ir.errors import ModuleBindingError, TypeMismatchError
+from tapeout.ir.sizes import Shape, Size, SizeIn, SizeMismatch, Unifier, as_shape, format_shape
+from tapeout.ir.symbol import Symbol
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleArgSpec:
+    """A symbol that a module binds, and what an argument for it may look like.
+
+    Attributes:
+        symbol: the symbol.
+        batchable: whether the argument may have more leading axes.
+        expandable: whether the argument's sizes may differ from the symbol's where these are symbolic.
+        ban_non_symbolic_size_expand: whether concrete sizes of the symbol must be the argument's.
+    """
+
+    symbol: Symbol
+    batchable: bool = True
+    expandable: bool = True
+    ban_non_symbolic_size_expand: bool = True
+
+    def with_symbol(self, symbol: Symbol) -> ModuleArgSpec:
+        return self if symbol is self.symbol else replace(self, symbol=symbol)
+
+
+class ModuleSpec:
+    """A circuit and the symbols in it that arguments are bound to, in order.
+
+    Raises:
+        ModuleBindingError: if a symbol does not occur in the circuit, or two have the same name
+            (each check can be turned off).
+    """
+
+    __slots__ = ("arg_specs", "circuit")
+
+    circuit: Circuit
+    arg_specs: tuple[ModuleArgSpec, ...]
+
+    def __init__(
+        self,
+        circuit: Circuit,
+        arg_specs: Sequence[ModuleArgSpec],
+        check_all_inputs_used: bool = True,
+        check_unique_arg_names: bool = True,
+    ) -> None:
+        self.circuit = circuit
+        self.arg_specs = tuple(arg_specs)
+        if check_all_inputs_used:
+            self.check_all_inputs_used()
+        if check_unique_arg_names:
+            self.check_unique_arg_names()
+
+    def check_all_inputs_used(self) -> None:
+        unused = [spec.symbol for spec in self.arg_specs if spec.symbol not in self.circuit.free_symbols]
+        if unused:
+            raise ModuleBindingError(
+                f"the spec of {self.circuit!r} binds symbols that do not occur in it: {', '.join(map(repr, unused))}",
+                hint="leave them out, or pass check_all_inputs_used=False",
+            )
+
+    def check_unique_arg_names(self) -> None:
+        names = [spec.symbol.op_name for spec in self.arg_specs]
+        twice = sorted({str(name) for name in names if name is None or names.count(name) > 1})
+        if twice:
+            raise ModuleBindingError(
+                f"the spec of {self.circuit!r} has several arguments of one name: {', '.join(twice)}",
+                hint="rename the symbols, or pass check_unique_arg_names=False and use Module.new_flat",
+            )
+
+    @staticmethod
+    def new_free_symbols(circuit: Circuit, check_unique_arg_names: bool = True) -> ModuleSpec:
+        """The spec that binds every free symbol of the circuit, in the order in which they occur."""
+        return ModuleSpec(circuit, [ModuleArgSpec(s) for s in get_free_symbols(circuit)], True, check_unique_arg_names)
+
+    @staticmethod
+    def new_extract(
+        circuit: Circuit,
+        arg_specs: Sequence[tuple[Circuit, ModuleArgSpec]],
+        check_all_inputs_used: bool = True,
+        check_unique_arg_names: bool = True,
+    ) -> ModuleSpec:
+        """The spec in which the given nodes of the circuit are replaced by the symbols beside them."""
+        from tapeout.ir.expand import replace_nodes
+
+        table = {node: spec.symbol for node, spec in arg_specs}
+        return ModuleSpec(
+            replace_nodes(circuit, table.get), [spec for _, spec in arg_specs], check_all_inputs_used, check_unique_arg_names
+        )
+
+    def map_circuit(self, f: Callable[[Circuit], Circuit]) -> ModuleSpec:
+        return ModuleSpec(f(self.circuit), self.arg_specs, False, False)
+
+    def are_args_used(self) -> list[bool]:
+        return [spec.symbol in self.circuit.free_symbols for spec in self.arg_specs]
+
+    def resize(self, shapes: Sequence[Iterable[SizeIn]]) -> ModuleSpec:
+        """The spec for arguments of exactly these shapes: symbols conformed, the body expanded over batch axes."""
+        symbols = [
+            spec.symbol.conform(as_shape(shape)) for spec, shape in zip(self.arg_specs, shapes, strict=True)
+        ]
+        return self.with_symbols(symbols)
+
+    def with_symbols(self, symbols: Sequence[Symbol]) -> ModuleSpec:
+        specs = [spec.with_symbol(symbol) for spec, symbol in zip(self.arg_specs, symbols, strict=True)]
+        return ModuleSpec(_conformed(self.circuit, self.arg_specs, tuple(symbols)), specs, False, False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModuleSpec) and self.circuit is other.circuit and self.arg_specs == other.arg_specs
+
+    def __hash__(self) -> int:
+        return hash((self.circuit, self.arg_specs))
+
+
+class Module(Circuit):
+    """A call: the value of `spec.circuit` with its symbols bound to the arguments.
+
+    An argument may have more leading axes than its symbol. These batch axes of all arguments are
+    aligned on the right, run together, and are batch axes of the result.
+
+    Args:
+        spec: the circuit and its symbols.
+        name: the node's name.
+        kwargs: the argument for each symbol, by the symbol's name.
+
+    Raises:
+        ModuleBindingError: if an argument is missing, unknown or of a shape or dtype that does not fit.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, spec: ModuleSpec, name: str | None = None, **kwargs: Circuit) -> Module:
+        names = [arg.symbol.name for arg in spec.arg_specs]
+        missing, unknown = set(names) - set(kwargs), set(kwargs) - set(names)
+        if missing or unknown:
+            raise ModuleBindingError(
+                f"module {name!r}: "
+                + "; ".join(f"{what}: {', '.join(sorted(which))}" for what, which in (("missing", missing), ("unknown", unknown)) if which),
+                hint=f"its arguments are {', '.join(names)}",
+            )
+        return Module.new_flat(spec, *(kwargs[arg] for arg in names), name=name)
+
+    @staticmethod
+    def new_flat(spec: ModuleSpec, *nodes: Circuit, name: str | None = None) -> Module:
+        """A module with its arguments in the order of the spec.
+
+        Raises:
+            ModuleBindingError: if their number or an argument does not fit.
+        """
+        if len(nodes) != len(spec.arg_specs):
+            raise ModuleBindingError(
+                f"module {name!r} takes {len(spec.arg_specs)} arguments, not {len(nodes)}",
+                hint=f"its arguments are {', '.join(arg.symbol.name for arg in spec.arg_specs)}",
+            )
+        return Module.build(spec.circuit, spec.arg_specs, nodes, name)
+
+    @classmethod
+    def build(
+        cls, body: Circuit, arg_specs: tuple[ModuleArgSpec, ...], nodes: tuple[Circuit, ...], name: str | None
+    ) -> Module:
+        """The module from its parts."""
+        return cls._make((arg_specs,), (body, *nodes), name)
+
+    @property
+    def arg_specs(self) -> tuple[ModuleArgSpec, ...]:
+        return self.attributes[0]  # type: ignore[no-any-return]
+
+    @property
+    def spec(self) -> ModuleSpec:
+        return ModuleSpec(self.children[0], self.arg_specs, False, False)
+
+    @property
+    def nodes(self) -> tuple[Circuit, ...]:
+        """The arguments."""
+        return self.children[1:]
+
+    def with_nodes(self, nodes: tuple[Circuit, ...]) -> Module:
+        """The same call with other arguments."""
+        return self._intern(self._variety, (self.children[0], *nodes), self.op_name, self)
+
+    def with_mapped_children(self, children: tuple[Circuit, ...], symbols: Sequence[Circuit]) -> Module:
+        """The same call with other children, and what has become of the bound symbols.
+
+        Raises:
+            ModuleBindingError: if a bound symbol was replaced by something else.
+        """
+        new_specs = []
+        for spec, symbol in zip(self.arg_specs, symbols, strict=True):
+            if not isinstance(symbol, Symbol):
+                raise ModuleBindingError(
+                    f"{spec.symbol!r} is bound by module {self.name!r} and cannot be replaced by {symbol!r}",
+                    hint="substitute the module first, or leave bound symbols out of the matcher",
+                )
+            new_specs.append(spec.with_symbol(symbol))
+        return Module.build(children[0], tuple(new_specs), children[1:], self.op_name)
+
+    def substitute(
+        self,
+        name_prefix: str | None = None,
+        name_suffix: str | None = None,
+        use_self_name_as_prefix: bool = False,
+    ) -> Circuit:
+        """The body with the arguments in place of the symbols: the same value without this module.
+
+        The result has the module's name, unless it is the unchanged body or a leaf. Nodes that
+        change get the prefix and suffix, if any.
+
+        Raises:
+            ModuleBindingError: if a free symbol of an argument would be captured.
+        """
+        from tapeout.ir.expand import substitute_symbols
+
+        body = self.children[0]
+        bindings = {spec.symbol: node for spec, node in zip(self.arg_specs, self.nodes, strict=True)}
+        if use_self_name_as_prefix:
+            name_prefix = f"{self.name}."
+        if name_prefix or name_suffix:
+            body = _rename_on_path(body, bindings, name_prefix or "", name_suffix or "")
+        result = substitute_symbols(body, bindings)
+        missing = self.rank - result.rank
+        if missing:
+            result = repeat_to_batch(result, 0, self.shape[:missing])
+        if result is self.children[0] or not result.children:
+            return result
+        return result.rename(self.op_name)
+
+    def conform_to_input_shapes(self) -> Module:
+        """The same call, its symbols with exactly the shapes of the arguments and the body expanded to match."""
+        symbols = [
+            spec.symbol.conform(node.shape, node.torch_dtype) for spec, node in zip(self.arg_specs, self.nodes, strict=True)
+        ]
+        spec = self.spec.with_symbols(symbols)
+        return Module.build(spec.circuit, spec.arg_specs, self.nodes, self.op_name)
+
+    def aligned_batch_shape(self) -> Shape:
+        """The batch axes that the arguments give to the result."""
+        return align_batch(repr(self), [n.shape[: n.rank - s.symbol.rank] for s, n in zip(self.arg_specs, self.nodes, strict=True)])
+
+    def _infer(self) -> tuple[Shape, torch.dtype | None]:
+        body = self.children[0]
+        symbols, batches = [], []
+        for spec, node in zip(self.arg_specs, self.nodes, strict=True):
+            symbol = _conform_symbol(self, spec, node)
+            symbols.append(symbol)
+            if symbol.rank > spec.symbol.rank:
+                batches.append(symbol.shape[: symbol.rank - spec.symbol.rank])
+        conformed = _conformed(body, self.arg_specs, tuple(symbols))
+        if not batches:
+            return conformed.shape, conformed.torch_dtype
+        batch = align_batch(f"module {self.name!r}", batches)
+        gained = conformed.rank - body.rank
+        return batch[: len(batch) - gained] + conformed.shape, conformed.torch_dtype
+
+    def _own_free_symbols(self) -> frozenset[Symbol]:
+        body = self.children[0].free_symbols
+        out = body - {spec.symbol for spec in self.arg_specs}
+        return out.union(*(node.free_symbols for node in self.nodes))
+
+    def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
+        return self.with_children(children)
+
+    def _text(self) -> str:
+        return ""
+
+
+def _conform_symbol(module: Module, spec: ModuleArgSpec, node: Circuit) -> Symbol:
+    """The symbol with the shape and dtype of its argument.
+
+    Raises:
+        ModuleBindingError: if the argument does not fit.
+    """
+    symbol = spec.symbol
+    extra = node.rank - symbol.rank
+    if symbol.shape == node.shape and symbol.torch_dtype is node.torch_dtype:
+        return symbol
+    if extra < 0 or (extra and not spec.batchable):
+        raise _misfit(module, spec, node, "the argument has fewer axes" if extra < 0 else "the symbol is not batchable")
+    if symbol.torch_dtype is not None and node.torch_dtype not in (None, symbol.torch_dtype):
+        raise TypeMismatchError(
+            f"argument {node!r} of module {module.name!r} has dtype {node.dtype}, its symbol {symbol!r} {symbol.dtype}",
+            hint="cast the argument (cast_circuit, or GeneralFunction.new_cast)",
+        )
+    unifier = Unifier()
+    sizes: list[Size] = list(node.shape[:extra])
+    for own, given in zip(symbol.shape, node.shape[extra:], strict=True):
+        if own != given and isinstance(own, int) and (spec.ban_non_symbolic_size_expand or not spec.expandable):
+            raise _misfit(module, spec, node, f"the symbol's size {own} is fixed")
+        try:
+            sizes.append(given if isinstance(own, int) else unifier.unify(own, given))
+        except SizeMismatch:
+            raise _misfit(module, spec, node, f"size {given} is no {own}") from None
+    return symbol.conform(sizes, node.torch_dtype)
+
+
+def _misfit(module: Module, spec: ModuleArgSpec, node: Circuit, why: str) -> ModuleBindingError:
+    return ModuleBindingError(
+        f"argument {node!r} of shape {format_shape(node.shape)} does not fit symbol {spec.symbol.name!r} "
+        f"{format_shape(spec.symbol.shape)} of module {module.name!r}: {why}",
+        hint="an argument has the symbol's axes last, more leading (batch) axes at will, and sizes equal where the symbol's are numbers",
+    )
+
+
+def _conformed(body: Circuit, arg_specs: tuple[ModuleArgSpec, ...], symbols: tuple[Symbol, ...]) -> Circuit:
+    """The body with the symbols conformed; remembered on the body, because every layer asks the same."""
+    from tapeout.ir.expand import substitute_symbols
+
+    changed = tuple((spec.symbol, new) for spec, new in zip(arg_specs, symbols, strict=True) if spec.symbol is not new)
+    if not changed:
+        return body
+    if body._memo is None:
+        body._memo = {}
+    found = body._memo.get(changed)
+    if found is None:
+        found = substitute_symbols(body, dict(changed))
+        if found is not body:  # a node that remembers itself would never be freed
+            body._memo[changed] = found
+    return found  # type: ignore[no-any-return]
+
+
+def _rename_on_path(body: Circuit, bindings: dict[Symbol, Circuit], prefix: str, suffix: str) -> Circuit:
+    from tapeout.ir.circuit import postorder
+
+    memo: dict[Circuit, Circuit] = {}
+    for node in postorder(body):
+        changed = node.with_children(tuple(memo[child] for child in node.children))
+        on_path = node.children and not node.free_symbols.isdisjoint(bindings)
+        memo[node] = changed.rename(f"{prefix}{node.name}{suffix}") if on_path and node.op_name else changed
+    return memo[body]
+
+
+def get_free_symbols(circuit: Circuit) -> list[Symbol]:
+    """The free symbols below, in the order in which a depth-first walk meets them."""
+    from tapeout.ir.circuit import postorder
+
+    free = circuit.free_symbols
+    return [node for node in postorder(circuit) if isinstance(node, Symbol) and node in free]
+
+
+def module_new_bind(
+    circuit: Circuit, *bindings: tuple[str | Symbol | Circuit, Circuit], name: str | None = None
+) -> Module:
+    """A module that binds symbols of the circuit, given by name or themselves, to arguments.
+
+    Raises:
+        ModuleBindingError: if a name matches no free symbol, or several.
+    """
+    free = get_free_symbols(circuit)
+    specs = []
+    for which, _ in bindings:
+        found = [symbol for symbol in free if which in (symbol, symbol.op_name)]
+        if len(found) != 1:
+            raise ModuleBindingError(
+                f"{len(found)} free symbols of {circuit!r} match {which!r}",
+                hint=f"free are {', '.join(symbol.name for symbol in free) or 'none'}",
+            )
+        specs.append(ModuleArgSpec(found[0]))
+    return Module.new_flat(ModuleSpec(circuit, specs), *(node for _, node in bindings), name=name)

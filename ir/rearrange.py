@@ -1,0 +1,294 @@
+"""`Rearrange`: transpose, reshape, repeat and squeeze, in einops' notation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tapeout.ir.batching import gained
+from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.einsum import axis_letter
+from tapeout.ir.errors import ParseError, ShapeError
+from tapeout.ir.sizes import Shape, Size, SizeIn, SizeMismatch, Unifier, as_shape, divide, format_shape, multiply
+
+Groups = tuple[tuple[int, ...], ...]
+_TOKEN = re.compile(r"\(|\)|[A-Za-z_]\w*(?::\d+)?|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class RearrangeSpec:
+    """Elementary axes as integers, grouped into the axes of the input and of the output.
+
+    Attributes:
+        input_ints: for each axis of the input, the elementary axes that it is the product of.
+        output_ints: likewise for the output. An axis of the output alone is a repeat.
+        int_sizes: for each elementary axis its size, or None where the input's shape tells it.
+    """
+
+    input_ints: Groups
+    output_ints: Groups
+    int_sizes: tuple[Size | None, ...]
+
+    @staticmethod
+    def from_string(string: str) -> RearrangeSpec:
+        """Reads einops' notation, with sizes after a colon: `"s (h:12 d) -> h s d"`, `"a b -> a 1 b"`.
+
+        Raises:
+            ParseError: if it is not that.
+        """
+        left, arrow, right = string.partition("->")
+        if not arrow:
+            raise ParseError(f"not a rearrangement: {string!r}", hint='write it as "a (b c:2) -> b a c"')
+        numbers: dict[str, int] = {}
+        sizes: list[Size | None] = []
+        groups = [_read_side(side, numbers, sizes, string) for side in (left, right)]
+        return RearrangeSpec(groups[0], groups[1], tuple(sizes))
+
+    @staticmethod
+    def permute(order: Sequence[int]) -> RearrangeSpec:
+        """Output axis `i` is input axis `order[i]`."""
+        return RearrangeSpec(
+            tuple((i,) for i in range(len(order))), tuple((i,) for i in order), (None,) * len(order)
+        )
+
+    @staticmethod
+    def flatten(rank: int) -> RearrangeSpec:
+        return RearrangeSpec(tuple((i,) for i in range(rank)), (tuple(range(rank)),), (None,) * rank)
+
+    @staticmethod
+    def unflatten_axis(rank: int, axis: int, shape: Iterable[SizeIn]) -> RearrangeSpec:
+        """Axis `axis` becomes several axes of the sizes `shape`; at most one of these may be unknown (None)."""
+        parts = tuple(shape)
+        ints = iter(range(rank + len(parts)))
+        groups = tuple(tuple(next(ints) for _ in range(len(parts) if i == axis else 1)) for i in range(rank))
+        sizes: list[Size | None] = [None] * (rank - 1 + len(parts))
+        sizes[axis : axis + len(parts)] = parts
+        return RearrangeSpec(groups, tuple((number,) for group in groups for number in group), tuple(sizes))
+
+    @staticmethod
+    def expand_at_axes(rank: int, axes: Sequence[int], counts: Sequence[Size]) -> RearrangeSpec:
+        """New axes of sizes `counts` at the positions `axes` of the output (count 1 unsqueezes)."""
+        position = dict(zip(axes, range(rank, rank + len(axes)), strict=True))
+        old = iter(range(rank))
+        output = tuple(
+            ((position[i],) if counts[position[i] - rank] != 1 else ()) if i in position else (next(old),)
+            for i in range(rank + len(axes))
+        )
+        return RearrangeSpec(tuple((i,) for i in range(rank)), output, (None,) * rank + tuple(counts))
+
+    def is_identity(self) -> bool:
+        return self.input_ints == self.output_ints
+
+    def is_permute(self) -> bool:
+        ins, outs = self.input_ints, self.output_ints
+        return all(len(group) == 1 for group in ins + outs) and sorted(ins) == sorted(outs)
+
+    def batched(self, count: int) -> RearrangeSpec:
+        """The same with `count` more axes in front, left alone."""
+        start = len(self.int_sizes)
+        front = tuple((start + i,) for i in range(count))
+        return RearrangeSpec(front + self.input_ints, front + self.output_ints, self.int_sizes + (None,) * count)
+
+    def sizes(self, shape: Shape) -> tuple[Size, ...]:
+        """The size of every elementary axis for an input of that shape.
+
+        Raises:
+            SizeMismatch: if it does not fit.
+        """
+        if len(shape) != len(self.input_ints):
+            raise SizeMismatch
+        unifier = Unifier()
+        sizes: list[Size | None] = list(self.int_sizes)
+        for group, total in zip(self.input_ints, shape, strict=True):
+            open_ints = [number for number in group if sizes[number] is None]
+            if len(open_ints) > 1:
+                raise SizeMismatch
+            known = multiply(size for number in group if (size := sizes[number]) is not None)
+            if not open_ints:
+                unifier.unify(known, total)
+                continue
+            quotient = divide(total, known)
+            if quotient is None:
+                raise SizeMismatch
+            sizes[open_ints[0]] = quotient
+        if None in sizes:
+            raise SizeMismatch
+        return tuple(unifier.resolve(size) for size in sizes if size is not None)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        sizes = self.sizes(shape)
+        return tuple(multiply(sizes[number] for number in group) for group in self.output_ints)
+
+    def __str__(self) -> str:
+        def word(group: tuple[int, ...]) -> str:
+            if len(group) == 1:
+                return letter(group[0])
+            return "(" + " ".join(map(letter, group)) + ")" if group else "1"
+
+        inputs = {number for group in self.input_ints for number in group}
+        order = dict.fromkeys(number for group in self.input_ints + self.output_ints for number in group)
+        names = {number: axis_letter(i) for i, number in enumerate(order)}
+
+        def letter(number: int) -> str:
+            size = self.int_sizes[number]
+            if number not in inputs:
+                return str(size) if isinstance(size, int) else f"{names[number]}:{size}"
+            return names[number] if size is None else f"{names[number]}:{size}"
+
+        return " ".join(map(word, self.input_ints)) + " -> " + " ".join(map(word, self.output_ints))
+
+
+def _read_side(side: str, numbers: dict[str, int], sizes: list[Size | None], string: str) -> Groups:
+    groups: list[tuple[int, ...]] = []
+    open_group: list[int] | None = None
+    if _TOKEN.sub("", side).strip():
+        raise ParseError(f"not a rearrangement: {string!r}", hint='write it as "a (b c:2) -> b a c"')
+    for token in _TOKEN.findall(side):
+        if token == "(":
+            open_group = []
+        elif token == ")":
+            groups.append(tuple(open_group or ()))
+            open_group = None
+        elif token == "1" and open_group is None:
+            groups.append(())
+        else:
+            number = _read_axis(token, numbers, sizes)
+            if open_group is None:
+                groups.append((number,))
+            else:
+                open_group.append(number)
+    return tuple(groups)
+
+
+def _read_axis(token: str, numbers: dict[str, int], sizes: list[Size | None]) -> int:
+    if token.isdigit():
+        sizes.append(int(token))
+        return len(sizes) - 1
+    name, _, size = token.partition(":")
+    if name not in numbers:
+        numbers[name] = len(sizes)
+        sizes.append(None)
+    if size:
+        sizes[numbers[name]] = int(size)
+    return numbers[name]
+
+
+class Rearrange(Circuit):
+    """Transposes, splits, merges, repeats and squeezes axes.
+
+    Args:
+        node: what is rearranged.
+        spec: which axes go where.
+        name: the node's name.
+
+    Raises:
+        ShapeError: if the node's shape does not fit the spec.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, node: Circuit, spec: RearrangeSpec, name: str | None = _AUTONAME) -> Rearrange:
+        return cls._make((spec,), (node,), auto_name(name, [node], "{} rearrange"))
+
+    @staticmethod
+    def from_string(node: Circuit, string: str, name: str | None = _AUTONAME) -> Rearrange:
+        """Written in einops' notation: `"s (h:12 d) -> h s d"`."""
+        return Rearrange(node, RearrangeSpec.from_string(string), name)
+
+    @staticmethod
+    def reshape(node: Circuit, shape: Iterable[SizeIn], name: str | None = _AUTONAME) -> Rearrange:
+        """A reshape in row-major order.
+
+        Raises:
+            ShapeError: if the number of elements differs.
+        """
+        target = as_shape(shape)
+        if multiply(target) != node.numel:
+            raise ShapeError(
+                f"cannot reshape {node!r} to {format_shape(target)}: {node.numel} elements against {multiply(target)}",
+                hint="the product of the sizes must stay the same",
+            )
+        inputs, outputs, sizes = _common_factors(node, target)
+        return Rearrange(node, RearrangeSpec(inputs, outputs, sizes), name)
+
+    @property
+    def node(self) -> Circuit:
+        return self.children[0]
+
+    @property
+    def spec(self) -> RearrangeSpec:
+        return self.attributes[0]  # type: ignore[no-any-return]
+
+    def _infer(self) -> tuple[Shape, torch.dtype | None]:
+        (child,), spec = self.children, self.spec
+        inputs = {number for group in spec.input_ints for number in group}
+        outputs = {number for group in spec.output_ints for number in group}
+        lost = [number for number in inputs - outputs if spec.int_sizes[number] not in (1, None)]
+        try:
+            sizes = spec.sizes(child.shape)
+        except SizeMismatch:
+            raise ShapeError(
+                f"Rearrange {self.name!r} ({spec}) does not fit {child!r} of shape {format_shape(child.shape)}",
+                hint="each axis must be the product of its parts, with at most one part of unknown size; give sizes as 'h:12'",
+            ) from None
+        lost += [number for number in inputs - outputs if sizes[number] != 1]
+        if lost:
+            raise ShapeError(
+                f"Rearrange {self.name!r} ({spec}) drops an axis of {child!r} that is not of size 1",
+                hint="sum over an axis with Einsum, or take one entry with Index",
+            )
+        return tuple(multiply(sizes[number] for number in group) for group in spec.output_ints), child.torch_dtype
+
+    def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
+        (count,) = gained(self, children).ranks
+        return self._make((self.spec.batched(count),), children, self.op_name)
+
+    def _text(self) -> str:
+        return str(self.spec)
+
+
+def _common_factors(node: Circuit, target: Shape) -> tuple[Groups, Groups, tuple[Size | None, ...]]:
+    """Elementary axes from which both shapes can be made by merging neighbours.
+
+    Raises:
+        ShapeError: if there are none (neither shape's axes divide the other's).
+    """
+    sizes: list[Size | None] = []
+    inputs: list[tuple[int, ...]] = []
+    outputs: list[tuple[int, ...]] = []
+    ins, outs = list(node.shape), list(target)
+    group_in: list[int] = []
+    group_out: list[int] = []
+    while ins or outs:
+        left, right = (ins[0] if ins else 1), (outs[0] if outs else 1)
+        if left == right and left != 1:
+            part: Size = left
+        elif left == 1 or right == 1:
+            part = 1
+        else:
+            if isinstance(left, int) and isinstance(right, int):
+                part = left if right % left == 0 else right if left % right == 0 else 0
+            else:
+                part = left if isinstance(left, int) else right
+            if part == 0:
+                raise ShapeError(
+                    f"cannot reshape {node!r} to {format_shape(target)} with one Rearrange",
+                    hint="flatten it first, then unflatten",
+                )
+        if part != 1:
+            sizes.append(part)
+            group_in.append(len(sizes) - 1)
+            group_out.append(len(sizes) - 1)
+        for rest, group, groups, size in ((ins, group_in, inputs, left), (outs, group_out, outputs, right)):
+            if rest and (part != 1 or size == 1):
+                quotient = divide(size, part)
+                if quotient == 1:
+                    rest.pop(0)
+                    groups.append(tuple(group))
+                    group.clear()
+                elif quotient is not None:
+                    rest[0] = quotient
+    return tuple(inputs), tuple(outputs), tuple(sizes)

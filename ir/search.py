@@ -1,0 +1,367 @@
+"""Finding nodes, and replacing them: `get`, `get_unique`, paths, `update`, and the objects that remember."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tapeout.ir.circuit import Circuit
+from tapeout.ir.errors import MatchError
+from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn, Possible, State
+from tapeout.ir.matcher import Matcher, label_over, labels
+from tapeout.ir.module import Module
+
+Transform = Callable[[Circuit], Circuit]
+_SHOWN = 8
+
+
+class _Prune:
+    """Remembers, for one root, which labels each matcher needs."""
+
+    __slots__ = ("below", "masks")
+
+    def __init__(self, root: Circuit) -> None:
+        self.below = labels(root)
+        self.masks: dict[Matcher, int | None] = {}
+
+    def mask(self, matcher: Matcher) -> int | None:
+        if matcher not in self.masks:
+            self.masks[matcher] = matcher.mask(self.below)
+        return self.masks[matcher]
+
+    def at(self, node: Circuit) -> Possible:
+        def can(matcher: Matcher) -> bool:
+            mask = self.mask(matcher)
+            return mask is None or bool(mask & node._names)
+
+        return can
+
+
+def _visit(root: Circuit, matcher: IterativeMatcher) -> Iterator[Circuit]:
+    """The matching nodes, some perhaps more than once."""
+    prune = _Prune(root)
+    seen: set[tuple[Circuit, State]] = set()
+    stack: list[tuple[Circuit, State]] = [(root, matcher.state)]
+    while stack:
+        item = stack.pop()
+        node, state = item
+        if item in seen or not state.possible(prune.at(node)):
+            continue
+        seen.add(item)
+        found, following = state.step(node)
+        if found:
+            yield node
+        for i, child in enumerate(node.children):
+            below = following[i] if isinstance(following, tuple) else following
+            if below is not None:
+                stack.append((child, below))
+
+
+def _visit_plain(root: Circuit, matcher: Matcher) -> Iterator[Circuit]:
+    """The matching nodes, never looking where no matching name or kind is."""
+    mask = matcher.mask(labels(root))
+    seen = {root}
+    stack = [root] if mask is None or mask & root._names else []
+    while stack:
+        node = stack.pop()
+        if matcher(node):
+            yield node
+        for child in node.children:
+            if child not in seen and (mask is None or mask & child._names):
+                seen.add(child)
+                stack.append(child)
+
+
+def _matches(circuit: Circuit, matcher: IterativeMatcherIn) -> Iterator[Circuit]:
+    iterative = IterativeMatcher(matcher)
+    plain = iterative.plain
+    return _visit(circuit, iterative) if plain is None else _visit_plain(circuit, plain)
+
+
+def get(circuit: Circuit, matcher: IterativeMatcherIn) -> set[Circuit]:
+    """The nodes that match."""
+    return set(_matches(circuit, matcher))
+
+
+def are_any_found(circuit: Circuit, matcher: IterativeMatcherIn) -> bool:
+    return next(_matches(circuit, matcher), None) is not None
+
+
+def get_unique_op(circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit | None:
+    """The one node that matches, or None.
+
+    Raises:
+        MatchError: if several match.
+    """
+    found = get(circuit, matcher)
+    if len(found) > 1:
+        names = sorted(map(repr, found))
+        more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        raise MatchError(
+            f"{len(found)} nodes match {matcher!r} below {circuit!r}, where one was asked for",
+            facts=names[:_SHOWN] + more,
+            hint="use a longer name, chain matchers, or get() for all of them",
+        )
+    return next(iter(found), None)
+
+
+def get_unique(circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit:
+    """The one node that matches.
+
+    Raises:
+        MatchError: if none or several match.
+    """
+    found = get_unique_op(circuit, matcher)
+    if found is None:
+        raise MatchError(
+            f"no node matches {matcher!r} below {circuit!r}",
+            facts=_similar_names(circuit, matcher),
+            hint="names change when modules are substituted or renamed; look with circuit.print()",
+        )
+    return found
+
+
+def _similar_names(circuit: Circuit, matcher: IterativeMatcherIn) -> list[str]:
+    from difflib import get_close_matches
+
+    if not isinstance(matcher, str):
+        return []
+    from tapeout.ir.matcher import names_in
+
+    close = get_close_matches(matcher, list(names_in(labels(circuit))), n=_SHOWN)
+    return [f"similar names: {', '.join(close)}"] if close else []
+
+
+def get_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[Circuit]]:
+    """For each matching node one path: the node first, `circuit` last."""
+    iterative = IterativeMatcher(matcher)
+    prune = _Prune(circuit)
+    start = (circuit, iterative.state)
+    came_from: dict[tuple[Circuit, State], tuple[Circuit, State] | None] = {start: None}
+    out: dict[Circuit, list[Circuit]] = {}
+    stack = [start]
+    while stack:
+        item = stack.pop()
+        node, state = item
+        if not state.possible(prune.at(node)):
+            continue
+        found, following = state.step(node)
+        if found and node not in out:
+            out[node] = _trace(item, came_from)
+        for i, child in enumerate(node.children):
+            below = following[i] if isinstance(following, tuple) else following
+            if below is not None and (child, below) not in came_from:
+                came_from[child, below] = item
+                stack.append((child, below))
+    return out
+
+
+def _trace(
+    item: tuple[Circuit, State], came_from: dict[tuple[Circuit, State], tuple[Circuit, State] | None]
+) -> list[Circuit]:
+    path = []
+    at: tuple[Circuit, State] | None = item
+    while at is not None:
+        path.append(at[0])
+        at = came_from[at]
+    return path
+
+
+def get_all_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[list[Circuit]]]:
+    """For each matching node every path to it; there can be exponentially many."""
+    prune = _Prune(circuit)
+    out: dict[Circuit, list[list[Circuit]]] = {}
+    stack: list[tuple[Circuit, State, tuple[Circuit, ...]]] = [(circuit, IterativeMatcher(matcher).state, ())]
+    while stack:
+        node, state, above = stack.pop()
+        if not state.possible(prune.at(node)):
+            continue
+        found, following = state.step(node)
+        path = (node, *above)
+        if found:
+            out.setdefault(node, []).append(list(path))
+        for i, child in enumerate(node.children):
+            below = following[i] if isinstance(following, tuple) else following
+            if below is not None:
+                stack.append((child, below, path))
+    return out
+
+
+# -- update
+
+
+def update(
+    circuit: Circuit,
+    matcher: IterativeMatcherIn,
+    transform: Transform,
+    assert_found: bool | int = False,
+    assert_different: bool = False,
+) -> Circuit:
+    """Replaces matching nodes by their transforms, from the leaves up. See `Circuit.update`."""
+    iterative = IterativeMatcher(matcher)
+    if assert_found is not False:
+        _check_found(circuit, iterative, matcher, assert_found)
+    plain = iterative.plain
+    if plain is not None:
+        out = _update_plain(circuit, plain, transform)
+    else:
+        out = _update_iterative(circuit, iterative, transform)
+    if assert_different and out is circuit:
+        raise MatchError(
+            f"the update of {circuit!r} at {matcher!r} changes nothing", hint="the transform returned what it was given"
+        )
+    return out
+
+
+def _check_found(circuit: Circuit, iterative: IterativeMatcher, matcher: IterativeMatcherIn, wanted: bool | int) -> None:
+    count = len(get(circuit, iterative))
+    if count == 0 if wanted is True else count != wanted:
+        raise MatchError(
+            f"{count} nodes match {matcher!r} below {circuit!r}, where {'at least one' if wanted is True else wanted} should",
+            hint="look with circuit.print(), or leave assert_found out",
+        )
+
+
+def _update_plain(root: Circuit, matcher: Matcher, transform: Transform) -> Circuit:
+    """Visits only what has a matching name or kind at or below it."""
+    mask = matcher.mask(labels(root))
+    accepts = matcher._accepts
+    if mask is not None and not mask & root._names:
+        return root
+    memo: dict[Circuit, Circuit] = {}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node in memo:
+            stack.pop()
+            continue
+        pending = [c for c in node.children if c not in memo and (mask is None or mask & c._names)]
+        if pending:
+            stack += pending
+            continue
+        stack.pop()
+        new = node
+        if node.children:
+            children = tuple([memo.get(c, c) for c in node.children])
+            if children != node.children:
+                new = _rebuild(node, children, memo)
+        memo[node] = transform(new) if accepts(node) else new
+    return memo[root]
+
+
+def _rebuild(node: Circuit, children: tuple[Circuit, ...], memo: dict[Circuit, Circuit]) -> Circuit:
+    """The node over new children, with its labels where these are known: the next search needs them."""
+    new: Circuit
+    if isinstance(node, Module) and any(memo.get(spec.symbol, spec.symbol) is not spec.symbol for spec in node.arg_specs):
+        new = node.with_mapped_children(children, [memo.get(spec.symbol, spec.symbol) for spec in node.arg_specs])
+    else:
+        new = node.with_children(children)
+    if not new._names and all([child._names for child in children]):
+        new._names = label_over(new)
+    return new
+
+
+def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Transform) -> Circuit:
+    prune = _Prune(root)
+    transformed: dict[Circuit, Circuit] = {}
+    memo: dict[tuple[Circuit, State | None], Circuit] = {}
+    stack: list[tuple[Circuit, State | None]] = [(root, matcher.state)]
+    while stack:
+        item = stack[-1]
+        node, state = item
+        if item in memo:
+            stack.pop()
+            continue
+        if state is None or not state.possible(prune.at(node)):
+            memo[item] = node
+            stack.pop()
+            continue
+        found, following = state.step(node)
+        below = [
+            (child, following[i] if isinstance(following, tuple) else following) for i, child in enumerate(node.children)
+        ]
+        pending = [pair for pair in below if pair not in memo]
+        if pending:
+            stack += pending
+            continue
+        stack.pop()
+        children = tuple(memo[pair] for pair in below)
+        new = node if children == node.children else _rebuild(node, children, dict(_symbols_of(node, below[0][1], memo)))
+        if found:
+            if new not in transformed:
+                transformed[new] = transform(new)
+            new = transformed[new]
+        memo[item] = new
+    return memo[root, matcher.state]
+
+
+def _symbols_of(
+    node: Circuit, state: State | None, memo: dict[tuple[Circuit, State | None], Circuit]
+) -> Iterator[tuple[Circuit, Circuit]]:
+    """What has become of the symbols that a module binds."""
+    if isinstance(node, Module):
+        for spec in node.arg_specs:
+            yield spec.symbol, memo.get((spec.symbol, state), spec.symbol)
+
+
+# -- objects that remember
+
+
+class Getter:
+    """`get` and its relatives as an object. Interning makes a cache of its own unnecessary."""
+
+    def get(self, circuit: Circuit, matcher: IterativeMatcherIn) -> set[Circuit]:
+        return get(circuit, matcher)
+
+    __call__ = get
+
+    def get_unique(self, circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit:
+        return get_unique(circuit, matcher)
+
+    def get_unique_op(self, circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit | None:
+        return get_unique_op(circuit, matcher)
+
+    def get_paths(self, circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[Circuit]]:
+        return get_paths(circuit, matcher)
+
+    def get_all_paths(self, circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[list[Circuit]]]:
+        return get_all_paths(circuit, matcher)
+
+    def bind(self, matcher: IterativeMatcherIn) -> Callable[[Circuit], set[Circuit]]:
+        return lambda circuit: get(circuit, matcher)
+
+
+class Updater:
+    """`update` with a fixed transform, applied once to each distinct node over all calls."""
+
+    def __init__(
+        self, transform: Transform, default_assert_found: bool | int = False, default_assert_different: bool = False
+    ) -> None:
+        self._results: dict[Circuit, Circuit] = {}
+        self._transform = transform
+        self._assert_found = default_assert_found
+        self._assert_different = default_assert_different
+
+    def transform(self, circuit: Circuit) -> Circuit:
+        if circuit not in self._results:
+            self._results[circuit] = self._transform(circuit)
+        return self._results[circuit]
+
+    def update(
+        self,
+        circuit: Circuit,
+        matcher: IterativeMatcherIn,
+        assert_found: bool | int | None = None,
+        assert_different: bool | None = None,
+    ) -> Circuit:
+        return update(
+            circuit,
+            matcher,
+            self.transform,
+            self._assert_found if assert_found is None else assert_found,
+            self._assert_different if assert_different is None else assert_different,
+        )
+
+    __call__ = update
+
+    def bind(self, matcher: IterativeMatcherIn) -> Callable[[Circuit], Circuit]:
+        return lambda circuit: self.update(circuit, matcher)
