@@ -43,7 +43,10 @@ class Add(Circuit):
         """The sum of `weight * node`; a weight of 1 is left out unless `use_1_weights`."""
         from tapeout.ir.einsum import Einsum
 
-        terms = [node if weight == 1.0 and not use_1_weights else Einsum.scalar_mul(node, weight) for node, weight in args]
+        terms = [
+            node if weight == 1.0 and not use_1_weights else Einsum.scalar_mul(node, weight)
+            for node, weight in args
+        ]
         return Add(*terms, name=name)
 
     def to_counts(self) -> dict[Circuit, int]:

@@ -72,7 +72,9 @@ def axis_index(index: Any) -> AxisIndex:
         return index
     if isinstance(index, slice):
         if index.step not in (None, 1):
-            raise ShapeError(f"a slice with step {index.step} is not supported", hint="use a tensor of positions instead")
+            raise ShapeError(
+                f"a slice with step {index.step} is not supported", hint="use a tensor of positions instead"
+            )
         return Span(*(None if bound is None else int(bound) for bound in (index.start, index.stop)))
     if isinstance(index, torch.Tensor) and index.ndim > 0:
         return _picks(index)
@@ -82,7 +84,8 @@ def axis_index(index: Any) -> AxisIndex:
         return int(index)
     except (TypeError, ValueError):
         raise ShapeError(
-            f"not an index of an axis: {index!r}", hint="use an integer, a slice without step, or a 1-D tensor of integers"
+            f"not an index of an axis: {index!r}",
+            hint="use an integer, a slice without step, or a 1-D tensor of integers",
         ) from None
 
 
@@ -179,7 +182,8 @@ def indexed_shape(index: Sequence[AxisIndex], shape: Shape, what: str) -> Shape:
     """
     if len(index) != len(shape):
         raise ShapeError(
-            f"{len(index)} indices for {what} of shape {format_shape(shape)}", hint="give one index for each axis"
+            f"{len(index)} indices for {what} of shape {format_shape(shape)}",
+            hint="give one index for each axis",
         )
     sizes = (indexed_size(item, size, what) for item, size in zip(index, shape, strict=True))
     return tuple(size for size in sizes if size is not None)

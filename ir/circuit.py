@@ -36,7 +36,9 @@ class _Variety:
         self.attributes = attributes
 
 
-_varieties: weakref.WeakValueDictionary[tuple[type, tuple[Any, ...]], _Variety] = weakref.WeakValueDictionary()
+_varieties: weakref.WeakValueDictionary[tuple[type, tuple[Any, ...]], _Variety] = (
+    weakref.WeakValueDictionary()
+)
 
 
 def _variety(kind: type, attributes: tuple[Any, ...]) -> _Variety:
@@ -68,7 +70,18 @@ class Circuit(CircuitMethods):
         torch_dtype: the dtype, or None while it is undetermined.
     """
 
-    __slots__ = ("__weakref__", "_free", "_memo", "_names", "_variety", "attributes", "children", "op_name", "shape", "torch_dtype")
+    __slots__ = (
+        "__weakref__",
+        "_free",
+        "_memo",
+        "_names",
+        "_variety",
+        "attributes",
+        "children",
+        "op_name",
+        "shape",
+        "torch_dtype",
+    )
 
     kind: ClassVar[str] = "Circuit"
     children: tuple[Circuit, ...]
@@ -228,7 +241,9 @@ def _same_types(new: tuple[Circuit, ...], old: tuple[Circuit, ...]) -> bool:
     return True
 
 
-def auto_name(name: Any, children: Iterable[Circuit], make: str | None = None, joiner: str = "") -> str | None:
+def auto_name(
+    name: Any, children: Iterable[Circuit], make: str | None = None, joiner: str = ""
+) -> str | None:
     """The name given, or one from the children's: joined by `joiner`, or put for `{}` in `make`.
 
     A child without a name leaves the result without one.

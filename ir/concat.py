@@ -32,7 +32,8 @@ class Concat(Circuit):
         rank = args[0].rank
         if not -rank <= axis < rank:
             raise ShapeError(
-                f"Concat {name!r} along axis {axis} of nodes of rank {rank}", hint=f"use an axis from {-rank} to {rank - 1}"
+                f"Concat {name!r} along axis {axis} of nodes of rank {rank}",
+                hint=f"use an axis from {-rank} to {rank - 1}",
             )
         return cls._make((axis % rank,), args, auto_name(name, args, joiner=" ++ "))
 
@@ -40,7 +41,9 @@ class Concat(Circuit):
     def stack(*args: Circuit, axis: int, name: str | None = _AUTONAME) -> Concat:
         """Joins nodes along a new axis."""
         rank = args[0].rank + 1 if args else 1
-        return Concat(*(node.unsqueeze(axis % rank, name=node.op_name) for node in args), axis=axis, name=name)
+        return Concat(
+            *(node.unsqueeze(axis % rank, name=node.op_name) for node in args), axis=axis, name=name
+        )
 
     @property
     def axis(self) -> int:
@@ -69,7 +72,10 @@ class Concat(Circuit):
 
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         batch = gained(self, children)
-        full = tuple(repeat_to_batch(child, extra, batch.shape) for child, extra in zip(children, batch.ranks, strict=True))
+        full = tuple(
+            repeat_to_batch(child, extra, batch.shape)
+            for child, extra in zip(children, batch.ranks, strict=True)
+        )
         return self._make((self.axis + len(batch.shape),), full, self.op_name)
 
     def _text(self) -> str:
@@ -82,5 +88,3 @@ def repeat_to_batch(child: Circuit, extra: int, batch: Shape) -> Circuit:
     if missing == 0:
         return child
     return child.expand_at_axes(range(missing), batch[:missing])
-
-

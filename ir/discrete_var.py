@@ -32,7 +32,9 @@ class DiscreteVar(Circuit):
         cls, values: Circuit, probs_and_group: Circuit | None = None, name: str | None = _AUTONAME
     ) -> DiscreteVar:
         if not values.shape:
-            raise ShapeError(f"DiscreteVar of {values!r}: it has no axis to sample", hint="stack the samples along axis 0")
+            raise ShapeError(
+                f"DiscreteVar of {values!r}: it has no axis to sample", hint="stack the samples along axis 0"
+            )
         if probs_and_group is None:
             size = values.shape[0]
             if not isinstance(size, int):

@@ -44,7 +44,9 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
-        raise TypeMismatchError(f"no dtype is called {dtype!r}", hint='use a torch dtype or its name, such as "float32"')
+        raise TypeMismatchError(
+            f"no dtype is called {dtype!r}", hint='use a torch dtype or its name, such as "float32"'
+        )
     return found
 
 

@@ -40,7 +40,9 @@ class Einsum(Circuit):
         return cls._build(nodes, tuple(tuple(axes) for _, axes in args), tuple(out_axes), name)
 
     @classmethod
-    def _build(cls, nodes: tuple[Circuit, ...], in_axes: tuple[Axes, ...], out_axes: Axes, name: str | None) -> Einsum:
+    def _build(
+        cls, nodes: tuple[Circuit, ...], in_axes: tuple[Axes, ...], out_axes: Axes, name: str | None
+    ) -> Einsum:
         return cls._make((in_axes, out_axes), nodes, auto_name(name, nodes, joiner=" * "))
 
     @staticmethod
@@ -54,7 +56,9 @@ class Einsum(Circuit):
         left, arrow, right = string.replace(" ", "").partition("->")
         operands = left.split(",") if left or nodes else []
         if not arrow or not all(part.isalpha() or part == "" for part in [*operands, right]):
-            raise ParseError(f"not an einsum: {string!r}", hint='write one letter an axis, such as "qd,cd->qc"')
+            raise ParseError(
+                f"not an einsum: {string!r}", hint='write one letter an axis, such as "qd,cd->qc"'
+            )
         if len(operands) != len(nodes):
             raise ParseError(
                 f"the einsum {string!r} has {len(operands)} operands, but {len(nodes)} nodes were given",
@@ -66,7 +70,10 @@ class Einsum(Circuit):
 
     @staticmethod
     def from_nodes_ints(
-        nodes: Sequence[Circuit], input_axes: Sequence[Sequence[int]], output_ints: Sequence[int], name: str | None = None
+        nodes: Sequence[Circuit],
+        input_axes: Sequence[Sequence[int]],
+        output_ints: Sequence[int],
+        name: str | None = None,
     ) -> Einsum:
         """The same as the constructor, with nodes and axes apart."""
         return Einsum(*zip(nodes, input_axes, strict=True), out_axes=output_ints, name=name)
@@ -85,7 +92,9 @@ class Einsum(Circuit):
     def elementwise_broadcasted(*nodes: Circuit, name: str | None = _AUTONAME) -> Einsum:
         """The elementwise product of nodes aligned on the right; a node may lack leading axes, but size 1 does not expand."""
         rank = max((node.rank for node in nodes), default=0)
-        return Einsum._build(nodes, tuple(tuple(range(rank - n.rank, rank)) for n in nodes), tuple(range(rank)), name)
+        return Einsum._build(
+            nodes, tuple(tuple(range(rank - n.rank, rank)) for n in nodes), tuple(range(rank)), name
+        )
 
     @staticmethod
     def identity(node: Circuit, name: str | None = _AUTONAME) -> Einsum:

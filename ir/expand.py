@@ -53,7 +53,11 @@ def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Binding
     """
     body, specs = module.spec.circuit, module.spec.arg_specs
     bound = {spec.symbol for spec in specs}
-    inside = {symbol: node for symbol, node in bindings.items() if symbol in body.free_symbols and symbol not in bound}
+    inside = {
+        symbol: node
+        for symbol, node in bindings.items()
+        if symbol in body.free_symbols and symbol not in bound
+    }
     if not inside:
         return module.with_nodes(nodes)
     if any(node.rank > spec.symbol.rank for spec, node in zip(specs, module.nodes, strict=True)):
@@ -70,7 +74,9 @@ def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Binding
     widened = dict[Symbol, Circuit]()
     for spec, old, new in zip(specs, module.nodes, nodes, strict=True):
         extra = new.rank - old.rank
-        widened[spec.symbol] = spec.symbol.conform(new.shape[:extra] + spec.symbol.shape) if extra else spec.symbol
+        widened[spec.symbol] = (
+            spec.symbol.conform(new.shape[:extra] + spec.symbol.shape) if extra else spec.symbol
+        )
     new_body = substitute_symbols(body, {**inside, **widened})
     new_specs = tuple(spec.with_symbol(widened[spec.symbol]) for spec in specs)
     return Module.build(new_body, new_specs, nodes, module.op_name)

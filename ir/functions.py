@@ -56,7 +56,8 @@ class Elementwise:
         last = child.shape[-1] if child.shape else 0
         if self.even_last and isinstance(last, int) and last % 2:
             raise ShapeError(
-                f"{self.name} of {child!r}: the last axis has odd size {last}", hint="its two halves change places"
+                f"{self.name} of {child!r}: the last axis has odd size {last}",
+                hint="its two halves change places",
             )
         return child.shape, child.torch_dtype
 
@@ -176,7 +177,11 @@ class GenIndex:
 
     @property
     def name(self) -> str:
-        flags = ("_batch_x" * self.batch_x) + ("_no_batch_index" * (not self.batch_index)) + ("_c" * self.check_index_ints)
+        flags = (
+            ("_batch_x" * self.batch_x)
+            + ("_no_batch_index" * (not self.batch_index))
+            + ("_c" * self.check_index_ints)
+        )
         return f"gen_index_at_{self.index_dim}{flags}"
 
     def _axis(self, x: Shape, index: Shape) -> int:
@@ -190,7 +195,9 @@ class GenIndex:
                 "x begins with the index's shape",
             )
         if self.batch_x and not self.batch_index and self.index_dim >= 0:
-            raise ShapeError(f"{self.name}: index_dim must be negative if only x is batched", hint="count it from the end")
+            raise ShapeError(
+                f"{self.name}: index_dim must be negative if only x is batched", hint="count it from the end"
+            )
         return start + self.index_dim % rank
 
     def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
@@ -198,7 +205,8 @@ class GenIndex:
         x, index = node.children
         if index.torch_dtype not in (None, torch.int64):
             raise TypeMismatchError(
-                f"{self.name}: the index {index!r} has dtype {index.dtype}", hint="an index must be int64: index.to(torch.int64)"
+                f"{self.name}: the index {index!r} has dtype {index.dtype}",
+                hint="an index must be int64: index.to(torch.int64)",
             )
         axis = self._axis(x.shape, index.shape)
         if not self.batch_index:
@@ -207,7 +215,9 @@ class GenIndex:
             return index.shape + x.shape[:axis] + x.shape[axis + 1 :], x.torch_dtype
         unifier = Unifier()
         try:
-            batch = tuple(unifier.unify(left, right) for left, right in zip(x.shape, index.shape, strict=False))
+            batch = tuple(
+                unifier.unify(left, right) for left, right in zip(x.shape, index.shape, strict=False)
+            )
         except SizeMismatch:
             raise ShapeError(
                 f"{self.name}: x {format_shape(x.shape)} does not begin with the index's shape {format_shape(index.shape)}",
@@ -271,7 +281,8 @@ class Cast:
         required = self.required.get_torch_dtype()
         if required is not None and child.torch_dtype not in (None, required):
             raise TypeMismatchError(
-                f"{self.name}: {child!r} has dtype {child.dtype}", hint=f"this cast takes {dtype_name(required)} only"
+                f"{self.name}: {child!r} has dtype {child.dtype}",
+                hint=f"this cast takes {dtype_name(required)} only",
             )
         return child.shape, self.output.get_torch_dtype() or child.torch_dtype
 
@@ -303,7 +314,8 @@ def _one_child(name: str, node: Circuit, min_rank: int) -> Circuit:
     child = node.children[0]
     if child.rank < min_rank:
         raise ShapeError(
-            f"{name} acts on the last axis, but {child!r} has rank {child.rank}", hint="unsqueeze or expand the node first"
+            f"{name} acts on the last axis, but {child!r} has rank {child.rank}",
+            hint="unsqueeze or expand the node first",
         )
     return child
 

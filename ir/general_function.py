@@ -66,7 +66,9 @@ class GeneralFunction(Circuit):
             ShapeError: if the shapes do not fit.
             TypeMismatchError: if the index is not int64.
         """
-        return GeneralFunction(x, index, spec=GenIndex(index_dim, batch_x, batch_index, check_index_ints), name=name)
+        return GeneralFunction(
+            x, index, spec=GenIndex(index_dim, batch_x, batch_index, check_index_ints), name=name
+        )
 
     @staticmethod
     def new_cast(
@@ -108,7 +110,8 @@ def function_by_name(name: str) -> Function:
         words = [None if word == "None" else word for word in match.groups()]
         return Cast(TorchDeviceDtypeOp(*words[:2]), TorchDeviceDtypeOp(*words[2:]))
     raise ParseError(
-        f"no function is called {name!r}", hint=f"known are {', '.join(known_functions())}, gen_index_at_... and cast_from_..."
+        f"no function is called {name!r}",
+        hint=f"known are {', '.join(known_functions())}, gen_index_at_... and cast_from_...",
     )
 
 

@@ -115,7 +115,9 @@ class _AnyOf:
 
     def step(self, node: Circuit) -> tuple[bool, Next]:
         results = [state.step(node) for state in self.states]
-        return any(found for found, _ in results), _combine(node, [n for _, n in results], _AnyOf, drop_ended=True)
+        return any(found for found, _ in results), _combine(
+            node, [n for _, n in results], _AnyOf, drop_ended=True
+        )
 
     def possible(self, can: Possible) -> bool:
         return any(state.possible(can) for state in self.states)
@@ -127,7 +129,9 @@ class _AllOf:
 
     def step(self, node: Circuit) -> tuple[bool, Next]:
         results = [state.step(node) for state in self.states]
-        return all(found for found, _ in results), _combine(node, [n for _, n in results], _AllOf, drop_ended=False)
+        return all(found for found, _ in results), _combine(
+            node, [n for _, n in results], _AllOf, drop_ended=False
+        )
 
     def possible(self, can: Possible) -> bool:
         return all(state.possible(can) for state in self.states)
@@ -188,7 +192,9 @@ class IterativeMatcher:
     def __init__(self, *inps: IterativeMatcherIn) -> None:
         iterative = [inp for inp in inps if isinstance(inp, IterativeMatcher)]
         plain = [inp for inp in inps if not isinstance(inp, IterativeMatcher)]
-        states = [inp.state for inp in iterative] + ([_Everywhere(Matcher(*plain))] if plain or not inps else [])
+        states = [inp.state for inp in iterative] + (
+            [_Everywhere(Matcher(*plain))] if plain or not inps else []
+        )
         self.state = states[0] if len(states) == 1 else _AnyOf(tuple(states))
 
     @classmethod
@@ -265,7 +271,9 @@ class IterativeMatcher:
                 hint="start_depth is inclusive, end_depth exclusive",
             )
         early = None if term_early_at is False else Matcher(term_early_at)
-        return IterativeMatcher._new(_Filtered(self.state, start_depth or 0, end_depth, early, term_if_matches))
+        return IterativeMatcher._new(
+            _Filtered(self.state, start_depth or 0, end_depth, early, term_if_matches)
+        )
 
     restrict = filter
 
@@ -276,7 +284,9 @@ class IterativeMatcher:
 
     def spec_circuit_matcher(self) -> IterativeMatcher:
         """Matches the body of the modules that this matcher matches."""
-        return self._children(lambda node: frozenset((0,)) if isinstance(_module(node), Module) else frozenset())
+        return self._children(
+            lambda node: frozenset((0,)) if isinstance(_module(node), Module) else frozenset()
+        )
 
     def module_arg_matcher(self, arg_sym_matcher: MatcherIn) -> IterativeMatcher:
         """Matches those arguments of the modules matched whose symbols match `arg_sym_matcher`."""
@@ -311,12 +321,16 @@ class IterativeMatcher:
     __rand__ = __and__
 
     def __bool__(self) -> bool:
-        raise TypeMismatchError("a matcher has no truth value", hint="combine matchers with & and |, not with and / or")
+        raise TypeMismatchError(
+            "a matcher has no truth value", hint="combine matchers with & and |, not with and / or"
+        )
 
 
 def _module(node: Circuit) -> Module:
     if not isinstance(node, Module):
-        raise MatchError(f"{node!r} is no Module", hint="let the matcher before match modules only (`Matcher & Module`)")
+        raise MatchError(
+            f"{node!r} is no Module", hint="let the matcher before match modules only (`Matcher & Module`)"
+        )
     return node
 
 

@@ -96,7 +96,8 @@ class Regex:
             object.__setattr__(self, "_compiled", re.compile(text))
         except re.error as error:
             raise ParseError(
-                f"not a regular expression: {self.pattern!r} ({error})", hint="escape brackets that are meant literally"
+                f"not a regular expression: {self.pattern!r} ({error})",
+                hint="escape brackets that are meant literally",
             ) from None
 
     def search(self, name: str) -> bool:
@@ -133,7 +134,9 @@ class Matcher:
         self._accepts, self._mask, self._text = merged._accepts, merged._mask, merged._text
 
     @classmethod
-    def _new(cls, accepts: Callable[[Circuit], bool], mask: Callable[[int], int | None], text: str) -> Matcher:
+    def _new(
+        cls, accepts: Callable[[Circuit], bool], mask: Callable[[int], int | None], text: str
+    ) -> Matcher:
         out = object.__new__(cls)
         out._accepts, out._mask, out._text = accepts, mask, text
         return out
@@ -203,7 +206,8 @@ class Matcher:
 
     def __bool__(self) -> bool:
         raise TypeMismatchError(
-            f"a matcher has no truth value: {self._text}", hint="combine matchers with & | ~, not with and / or / not"
+            f"a matcher has no truth value: {self._text}",
+            hint="combine matchers with & | ~, not with and / or / not",
         )
 
     def __repr__(self) -> str:
@@ -252,7 +256,9 @@ def _parse(inp: MatcherIn) -> Matcher | frozenset[str]:
     if isinstance(inp, Circuit):
         return Matcher.circuits(inp)
     if callable(inp):
-        return Matcher._new(lambda node: bool(inp(node)), lambda _: None, getattr(inp, "__name__", "predicate"))
+        return Matcher._new(
+            lambda node: bool(inp(node)), lambda _: None, getattr(inp, "__name__", "predicate")
+        )
     raise TypeMismatchError(
         f"not a matcher: {inp!r}",
         hint="a matcher is a name, a set of names, a Regex, a kind such as Module, a predicate, or another Matcher",
@@ -269,7 +275,9 @@ def _names_matcher(names: frozenset[str]) -> Matcher:
     if len(names) == 1:
         (only,) = names
         return Matcher._new(lambda node: node.op_name == only, mask, repr(only))
-    return Matcher._new(lambda node: node.op_name in names, mask, "{" + ", ".join(map(repr, sorted(names))) + "}")
+    return Matcher._new(
+        lambda node: node.op_name in names, mask, "{" + ", ".join(map(repr, sorted(names))) + "}"
+    )
 
 
 @lru_cache(maxsize=1 << 16)
@@ -310,7 +318,9 @@ def _any(parts: list[Matcher]) -> Matcher:
 
     accepts = tuple(part._accepts for part in parts)
     return Matcher._new(
-        lambda node: any(accept(node) for accept in accepts), mask, " | ".join(part._text for part in parts) or "False"
+        lambda node: any(accept(node) for accept in accepts),
+        mask,
+        " | ".join(part._text for part in parts) or "False",
     )
 
 

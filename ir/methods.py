@@ -36,8 +36,6 @@ Evaluator = Callable[["Circuit", torch.dtype | str | None], torch.Tensor]
 _evaluator: list[Evaluator] = []
 
 
-
-
 def set_evaluator(evaluator: Evaluator) -> None:
     """Says what `circuit.evaluate()` calls; the reference backend does so when it is imported."""
     _evaluator[:] = [evaluator]
@@ -105,7 +103,8 @@ class CircuitMethods:
             size = node.shape[a]
             if not isinstance(size, int):
                 raise UnsupportedError(
-                    f"the mean of {node!r} over an axis of symbolic size {size}", hint="use last_dim_size and reciprocal"
+                    f"the mean of {node!r} over an axis of symbolic size {size}",
+                    hint="use last_dim_size and reciprocal",
                 )
             count *= size
         label = auto_name(_automatic(), [node], "mean_div_{}") if scalar_name is None else scalar_name
@@ -151,7 +150,13 @@ class CircuitMethods:
 
         node = self._self
         where = [axes] if isinstance(axes, int) else list(axes)
-        sizes = [1] * len(where) if counts is None else [counts] * len(where) if isinstance(counts, int) else counts
+        sizes = (
+            [1] * len(where)
+            if counts is None
+            else [counts] * len(where)
+            if isinstance(counts, int)
+            else counts
+        )
         total = node.rank + len(where)
         spec = RearrangeSpec.expand_at_axes(node.rank, [axis % total for axis in where], as_shape(sizes))
         return Rearrange(node, spec, _automatic() if name is None else name)
@@ -175,7 +180,9 @@ class CircuitMethods:
         """All axes as one."""
         from tapeout.ir.rearrange import Rearrange, RearrangeSpec
 
-        return Rearrange(self._self, RearrangeSpec.flatten(self._self.rank), _automatic() if name is None else name)
+        return Rearrange(
+            self._self, RearrangeSpec.flatten(self._self.rank), _automatic() if name is None else name
+        )
 
     def unflatten(self, shape: Iterable[SizeIn], name: str | None = None) -> Rearrange:
         """The one axis as several."""
@@ -312,7 +319,8 @@ class CircuitMethods:
     def _cast(self, kind: str) -> Any:
         if self._self.kind != kind:
             raise TypeMismatchError(
-                f"{self._self!r} is no {kind}", hint=f"it is a {self._self.kind}; look with circuit.print() at what you have"
+                f"{self._self!r} is no {kind}",
+                hint=f"it is a {self._self.kind}; look with circuit.print() at what you have",
             )
         return self
 

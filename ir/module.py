@@ -82,7 +82,9 @@ class ModuleSpec:
     @staticmethod
     def new_free_symbols(circuit: Circuit, check_unique_arg_names: bool = True) -> ModuleSpec:
         """The spec that binds every free symbol of the circuit, in the order in which they occur."""
-        return ModuleSpec(circuit, [ModuleArgSpec(s) for s in get_free_symbols(circuit)], True, check_unique_arg_names)
+        return ModuleSpec(
+            circuit, [ModuleArgSpec(s) for s in get_free_symbols(circuit)], True, check_unique_arg_names
+        )
 
     @staticmethod
     def new_extract(
@@ -96,7 +98,10 @@ class ModuleSpec:
 
         table = {node: spec.symbol for node, spec in arg_specs}
         return ModuleSpec(
-            replace_nodes(circuit, table.get), [spec for _, spec in arg_specs], check_all_inputs_used, check_unique_arg_names
+            replace_nodes(circuit, table.get),
+            [spec for _, spec in arg_specs],
+            check_all_inputs_used,
+            check_unique_arg_names,
         )
 
     def map_circuit(self, f: Callable[[Circuit], Circuit]) -> ModuleSpec:
@@ -117,7 +122,11 @@ class ModuleSpec:
         return ModuleSpec(_conformed(self.circuit, self.arg_specs, tuple(symbols)), specs, False, False)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ModuleSpec) and self.circuit is other.circuit and self.arg_specs == other.arg_specs
+        return (
+            isinstance(other, ModuleSpec)
+            and self.circuit is other.circuit
+            and self.arg_specs == other.arg_specs
+        )
 
     def __hash__(self) -> int:
         return hash((self.circuit, self.arg_specs))
@@ -146,7 +155,11 @@ class Module(Circuit):
         if missing or unknown:
             raise ModuleBindingError(
                 f"module {name!r}: "
-                + "; ".join(f"{what}: {', '.join(sorted(which))}" for what, which in (("missing", missing), ("unknown", unknown)) if which),
+                + "; ".join(
+                    f"{what}: {', '.join(sorted(which))}"
+                    for what, which in (("missing", missing), ("unknown", unknown))
+                    if which
+                ),
                 hint=f"its arguments are {', '.join(names)}",
             )
         return Module.new_flat(spec, *(kwargs[arg] for arg in names), name=name)
@@ -238,14 +251,18 @@ class Module(Circuit):
     def conform_to_input_shapes(self) -> Module:
         """The same call, its symbols with exactly the shapes of the arguments and the body expanded to match."""
         symbols = [
-            spec.symbol.conform(node.shape, node.torch_dtype) for spec, node in zip(self.arg_specs, self.nodes, strict=True)
+            spec.symbol.conform(node.shape, node.torch_dtype)
+            for spec, node in zip(self.arg_specs, self.nodes, strict=True)
         ]
         spec = self.spec.with_symbols(symbols)
         return Module.build(spec.circuit, spec.arg_specs, self.nodes, self.op_name)
 
     def aligned_batch_shape(self) -> Shape:
         """The batch axes that the arguments give to the result."""
-        return align_batch(repr(self), [n.shape[: n.rank - s.symbol.rank] for s, n in zip(self.arg_specs, self.nodes, strict=True)])
+        return align_batch(
+            repr(self),
+            [n.shape[: n.rank - s.symbol.rank] for s, n in zip(self.arg_specs, self.nodes, strict=True)],
+        )
 
     def _infer(self) -> tuple[Shape, torch.dtype | None]:
         body = self.children[0]
@@ -285,7 +302,9 @@ def _conform_symbol(module: Module, spec: ModuleArgSpec, node: Circuit) -> Symbo
     if symbol.shape == node.shape and symbol.torch_dtype is node.torch_dtype:
         return symbol
     if extra < 0 or (extra and not spec.batchable):
-        raise _misfit(module, spec, node, "the argument has fewer axes" if extra < 0 else "the symbol is not batchable")
+        raise _misfit(
+            module, spec, node, "the argument has fewer axes" if extra < 0 else "the symbol is not batchable"
+        )
     if symbol.torch_dtype is not None and node.torch_dtype not in (None, symbol.torch_dtype):
         raise TypeMismatchError(
             f"argument {node!r} of module {module.name!r} has dtype {node.dtype}, its symbol {symbol!r} {symbol.dtype}",
@@ -294,7 +313,11 @@ def _conform_symbol(module: Module, spec: ModuleArgSpec, node: Circuit) -> Symbo
     unifier = Unifier()
     sizes: list[Size] = list(node.shape[:extra])
     for own, given in zip(symbol.shape, node.shape[extra:], strict=True):
-        if own != given and isinstance(own, int) and (spec.ban_non_symbolic_size_expand or not spec.expandable):
+        if (
+            own != given
+            and isinstance(own, int)
+            and (spec.ban_non_symbolic_size_expand or not spec.expandable)
+        ):
             raise _misfit(module, spec, node, f"the symbol's size {own} is fixed")
         try:
             sizes.append(given if isinstance(own, int) else unifier.unify(own, given))
@@ -315,7 +338,9 @@ def _conformed(body: Circuit, arg_specs: tuple[ModuleArgSpec, ...], symbols: tup
     """The body with the symbols conformed; remembered on the body, because every layer asks the same."""
     from tapeout.ir.expand import substitute_symbols
 
-    changed = tuple((spec.symbol, new) for spec, new in zip(arg_specs, symbols, strict=True) if spec.symbol is not new)
+    changed = tuple(
+        (spec.symbol, new) for spec, new in zip(arg_specs, symbols, strict=True) if spec.symbol is not new
+    )
     if not changed:
         return body
     if body._memo is None:

@@ -12,7 +12,17 @@ from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.einsum import axis_letter
 from tapeout.ir.errors import ParseError, ShapeError
-from tapeout.ir.sizes import Shape, Size, SizeIn, SizeMismatch, Unifier, as_shape, divide, format_shape, multiply
+from tapeout.ir.sizes import (
+    Shape,
+    Size,
+    SizeIn,
+    SizeMismatch,
+    Unifier,
+    as_shape,
+    divide,
+    format_shape,
+    multiply,
+)
 
 Groups = tuple[tuple[int, ...], ...]
 _TOKEN = re.compile(r"\(|\)|[A-Za-z_]\w*(?::\d+)?|\d+")
@@ -90,7 +100,9 @@ class RearrangeSpec:
         """The same with `count` more axes in front, left alone."""
         start = len(self.int_sizes)
         front = tuple((start + i,) for i in range(count))
-        return RearrangeSpec(front + self.input_ints, front + self.output_ints, self.int_sizes + (None,) * count)
+        return RearrangeSpec(
+            front + self.input_ints, front + self.output_ints, self.int_sizes + (None,) * count
+        )
 
     def sizes(self, shape: Shape) -> tuple[Size, ...]:
         """The size of every elementary axis for an input of that shape.
@@ -240,7 +252,9 @@ class Rearrange(Circuit):
                 f"Rearrange {self.name!r} ({spec}) drops an axis of {child!r} that is not of size 1",
                 hint="sum over an axis with Einsum, or take one entry with Index",
             )
-        return tuple(multiply(sizes[number] for number in group) for group in spec.output_ints), child.torch_dtype
+        return tuple(
+            multiply(sizes[number] for number in group) for group in spec.output_ints
+        ), child.torch_dtype
 
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         (count,) = gained(self, children).ranks

@@ -207,12 +207,15 @@ def update(
         out = _update_iterative(circuit, iterative, transform)
     if assert_different and out is circuit:
         raise MatchError(
-            f"the update of {circuit!r} at {matcher!r} changes nothing", hint="the transform returned what it was given"
+            f"the update of {circuit!r} at {matcher!r} changes nothing",
+            hint="the transform returned what it was given",
         )
     return out
 
 
-def _check_found(circuit: Circuit, iterative: IterativeMatcher, matcher: IterativeMatcherIn, wanted: bool | int) -> None:
+def _check_found(
+    circuit: Circuit, iterative: IterativeMatcher, matcher: IterativeMatcherIn, wanted: bool | int
+) -> None:
     count = len(get(circuit, iterative))
     if count == 0 if wanted is True else count != wanted:
         raise MatchError(
@@ -251,8 +254,12 @@ def _update_plain(root: Circuit, matcher: Matcher, transform: Transform) -> Circ
 def _rebuild(node: Circuit, children: tuple[Circuit, ...], memo: dict[Circuit, Circuit]) -> Circuit:
     """The node over new children, with its labels where these are known: the next search needs them."""
     new: Circuit
-    if isinstance(node, Module) and any(memo.get(spec.symbol, spec.symbol) is not spec.symbol for spec in node.arg_specs):
-        new = node.with_mapped_children(children, [memo.get(spec.symbol, spec.symbol) for spec in node.arg_specs])
+    if isinstance(node, Module) and any(
+        memo.get(spec.symbol, spec.symbol) is not spec.symbol for spec in node.arg_specs
+    ):
+        new = node.with_mapped_children(
+            children, [memo.get(spec.symbol, spec.symbol) for spec in node.arg_specs]
+        )
     else:
         new = node.with_children(children)
     if not new._names and all([child._names for child in children]):
@@ -277,7 +284,8 @@ def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Trans
             continue
         found, following = state.step(node)
         below = [
-            (child, following[i] if isinstance(following, tuple) else following) for i, child in enumerate(node.children)
+            (child, following[i] if isinstance(following, tuple) else following)
+            for i, child in enumerate(node.children)
         ]
         pending = [pair for pair in below if pair not in memo]
         if pending:
@@ -285,7 +293,11 @@ def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Trans
             continue
         stack.pop()
         children = tuple(memo[pair] for pair in below)
-        new = node if children == node.children else _rebuild(node, children, dict(_symbols_of(node, below[0][1], memo)))
+        new = (
+            node
+            if children == node.children
+            else _rebuild(node, children, dict(_symbols_of(node, below[0][1], memo)))
+        )
         if found:
             if new not in transformed:
                 transformed[new] = transform(new)
@@ -323,7 +335,9 @@ class Getter:
     def get_paths(self, circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[Circuit]]:
         return get_paths(circuit, matcher)
 
-    def get_all_paths(self, circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[list[Circuit]]]:
+    def get_all_paths(
+        self, circuit: Circuit, matcher: IterativeMatcherIn
+    ) -> dict[Circuit, list[list[Circuit]]]:
         return get_all_paths(circuit, matcher)
 
     def bind(self, matcher: IterativeMatcherIn) -> Callable[[Circuit], set[Circuit]]:
@@ -334,7 +348,10 @@ class Updater:
     """`update` with a fixed transform, applied once to each distinct node over all calls."""
 
     def __init__(
-        self, transform: Transform, default_assert_found: bool | int = False, default_assert_different: bool = False
+        self,
+        transform: Transform,
+        default_assert_found: bool | int = False,
+        default_assert_different: bool = False,
     ) -> None:
         self._results: dict[Circuit, Circuit] = {}
         self._transform = transform

@@ -60,7 +60,9 @@ def symbolic_sizes(count: int = 26) -> list[SymbolicSize]:
 
 def as_shape(shape: Iterable[SizeIn]) -> Shape:
     """The shape with `None` read as the wildcard size."""
-    return tuple(UNKNOWN if size is None else size if isinstance(size, SymbolicSize) else int(size) for size in shape)
+    return tuple(
+        UNKNOWN if size is None else size if isinstance(size, SymbolicSize) else int(size) for size in shape
+    )
 
 
 def format_shape(shape: Sequence[Size]) -> str:

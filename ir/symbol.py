@@ -36,7 +36,9 @@ class Symbol(Circuit):
         return Symbol(shape, uuid4(), name, dtype)
 
     @staticmethod
-    def new_with_none_uuid(shape: Iterable[SizeIn], name: str | None = None, dtype: torch.dtype | None = None) -> Symbol:
+    def new_with_none_uuid(
+        shape: Iterable[SizeIn], name: str | None = None, dtype: torch.dtype | None = None
+    ) -> Symbol:
         """A symbol with the all-zero uuid: two of the same shape, dtype and name are the same."""
         return Symbol(shape, UUID(int=0), name, dtype)
 

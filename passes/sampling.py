@@ -43,7 +43,9 @@ class RunDiscreteVarAllSpec:
     @staticmethod
     def create_full_from_circuits(*circuits: Circuit) -> RunDiscreteVarAllSpec:
         """The spec with all groups of the circuits, in the order in which a walk meets them."""
-        return RunDiscreteVarAllSpec(list(dict.fromkeys(group for circuit in circuits for group in groups_of(circuit))))
+        return RunDiscreteVarAllSpec(
+            list(dict.fromkeys(group for circuit in circuits for group in groups_of(circuit)))
+        )
 
     def picks(self, groups: Sequence[Circuit]) -> list[tuple[Circuit, torch.Tensor | None]]:
         unlisted = [group for group in groups if group not in self.groups]
@@ -112,7 +114,13 @@ class Sampler:
         for size in shape:
             count *= size
         circuit = _strip_tags(_sample_groups(circuit, picked, (count,)))
-        return circuit.index(I[0]) if shape == () else circuit if len(shape) == 1 else circuit.unflatten_axis(0, shape)
+        return (
+            circuit.index(I[0])
+            if shape == ()
+            else circuit
+            if len(shape) == 1
+            else circuit.unflatten_axis(0, shape)
+        )
 
     def sample_and_evaluate(self, circuit: Circuit) -> torch.Tensor:
         return self.sample(circuit).evaluate()
@@ -120,10 +128,14 @@ class Sampler:
 
 def groups_of(circuit: Circuit) -> list[Circuit]:
     """The groups of the circuit's random variables, in the order in which a walk meets them."""
-    return list(dict.fromkeys(node.probs_and_group for node in postorder(circuit) if isinstance(node, DiscreteVar)))
+    return list(
+        dict.fromkeys(node.probs_and_group for node in postorder(circuit) if isinstance(node, DiscreteVar))
+    )
 
 
-def _sample_groups(circuit: Circuit, picked: dict[Circuit, torch.Tensor | None], batch: tuple[int, ...]) -> Circuit:
+def _sample_groups(
+    circuit: Circuit, picked: dict[Circuit, torch.Tensor | None], batch: tuple[int, ...]
+) -> Circuit:
     def sampled(node: Circuit) -> Circuit | None:
         if not isinstance(node, DiscreteVar) or node.probs_and_group not in picked:
             return None
@@ -142,7 +154,8 @@ def _probabilities(group: Circuit) -> torch.Tensor:
     if isinstance(node, Array):
         return node.value.to("cpu", torch.float64)
     raise TypeMismatchError(
-        f"the probabilities {group!r} are computed, not constant", hint="use an Array or a Scalar, or evaluate them first"
+        f"the probabilities {group!r} are computed, not constant",
+        hint="use an Array or a Scalar, or evaluate them first",
     )
 
 
@@ -151,4 +164,3 @@ def _strip_tags(circuit: Circuit) -> Circuit:
     if any(isinstance(node, DiscreteVar) for node in postorder(circuit)):
         return circuit
     return circuit.update(Tag, lambda tag: tag.children[0])
-

@@ -276,7 +276,10 @@ def _value(node: Circuit, tensors: Tensors, context: _Context) -> torch.Tensor:
     except RuntimeError as error:
         raise TypeMismatchError(
             f"evaluating {node!r} failed: {error}",
-            facts=[f"{child!r} of shape {list(t.shape)}, {t.dtype}, {t.device}" for child, t in zip(node.children, tensors, strict=True)],
+            facts=[
+                f"{child!r} of shape {list(t.shape)}, {t.dtype}, {t.device}"
+                for child, t in zip(node.children, tensors, strict=True)
+            ],
             hint="are all constants on one device (cast_circuit moves them) and of dtypes that mix?",
         ) from error
     return value
@@ -296,7 +299,8 @@ def _same_dtype(tensors: Tensors) -> list[torch.Tensor]:
 def _concrete(node: Circuit) -> tuple[int, ...]:
     if not is_concrete(node.shape):
         raise UnsupportedError(
-            f"{node!r} has the symbolic shape {format_shape(node.shape)}", hint="bind its symbols to arguments of known size"
+            f"{node!r} has the symbolic shape {format_shape(node.shape)}",
+            hint="bind its symbols to arguments of known size",
         )
     return node.shape  # type: ignore[return-value]
 
