@@ -64,9 +64,7 @@ class Einsum(Circuit):
                 f"the einsum {string!r} has {len(operands)} operands, but {len(nodes)} nodes were given",
                 hint="give one node for each part before the arrow",
             )
-        numbers = {letter: number for number, letter in enumerate(dict.fromkeys("".join(operands) + right))}
-        to_axes = lambda part: tuple(numbers[letter] for letter in part)  # noqa: E731
-        return Einsum._build(nodes, tuple(map(to_axes, operands)), to_axes(right), name)
+        return Einsum._build(nodes, tuple(map(_read_axes, operands)), _read_axes(right), name)
 
     @staticmethod
     def from_nodes_ints(
@@ -183,7 +181,7 @@ class Einsum(Circuit):
             return unifier.unify(left, right)
         except SizeMismatch:
             raise ShapeError(
-                f"Einsum {self.name!r} ({self._text()}): axis {self._letters().get(axis)!r} has sizes {left} and {right}",
+                f"Einsum {self.name!r} ({self._text()}): axis {axis_letter(axis)!r} has sizes {left} and {right}",
                 facts=[f"{child!r}" for child in self.children],
                 hint="sizes of one axis must be equal, and size 1 does not broadcast in an einsum; "
                 f"operands have shapes {' and '.join(format_shape(child.shape) for child in self.children)}",
@@ -198,18 +196,26 @@ class Einsum(Circuit):
         )
         return self._make((in_axes, new + self.out_axes), children, self.op_name)
 
-    def _letters(self) -> dict[int, str]:
-        axes = dict.fromkeys(axis for group in (*self.in_axes, self.out_axes) for axis in group)
-        return {axis: axis_letter(number) for number, axis in enumerate(axes)}
-
     def _text(self) -> str:
-        letters = self._letters()
-        word = lambda axes: "".join(letters[axis] for axis in axes)  # noqa: E731
-        return ",".join(map(word, self.in_axes)) + "->" + word(self.out_axes)
+        return ",".join(map(_write_axes, self.in_axes)) + "->" + _write_axes(self.out_axes)
 
 
 def axis_letter(number: int) -> str:
     """a ... z, A ... Z, then letters of other alphabets."""
     if number < 26:
         return chr(ord("a") + number)
-    return chr(ord("A") + number - 26) if number < 52 else chr(0xC0 + number - 52)
+    return chr(ord("A") + number - 26) if number < 52 else chr(0x400 + number - 52)
+
+
+def _axis_number(letter: str) -> int:
+    if "a" <= letter <= "z":
+        return ord(letter) - ord("a")
+    return ord(letter) - ord("A") + 26 if "A" <= letter <= "Z" else ord(letter) - 0x400 + 52
+
+
+def _read_axes(word: str) -> Axes:
+    return tuple(map(_axis_number, word))
+
+
+def _write_axes(axes: Axes) -> str:
+    return "".join(map(axis_letter, axes))

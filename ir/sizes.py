@@ -166,6 +166,8 @@ class Unifier:
             return right
         if len(left.dims) > 1:
             return right
+        if isinstance(right, SymbolicSize) and len(right.dims) == 1 and right.factor < left.factor:
+            left, right = right, left  # HEADS and 3*KV_HEADS: it is HEADS that is learnt
         quotient = divide(right, left.factor)
         if quotient is None or (isinstance(right, SymbolicSize) and left.dims == right.dims):
             raise SizeMismatch

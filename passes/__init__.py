@@ -1,1 +1,26 @@
+"""Passes: from a circuit to a circuit. One file a pass; each is registered in `PASSES` with its contract."""
 
+from tapeout.passes.base import PASSES, Pass
+from tapeout.passes.clear_block_module import ClearBlockModule, clear_block_module
+from tapeout.passes.conform import ConformAllModules, conform_all_modules
+from tapeout.passes.flatten_res import FlattenRes, flatten_res
+from tapeout.passes.pipeline import PassRecord, Pipeline, count_nodes, print_each, verify
+from tapeout.passes.pull_up_bias import PullUpBias, pull_up_bias
+from tapeout.passes.pull_up_head_split import PullUpHeadSplit, pull_up_head_split
+from tapeout.passes.push_down_weights import PushDownTransformerTo, PushDownWeights, To, push_down_transformer_weights
+from tapeout.passes.rename import Rename, rename_by_table
+from tapeout.passes.sampling import RandomSampleSpec, RunDiscreteVarAllSpec, Sampler
+from tapeout.passes.split_by_head import SplitByHead, split_by_head
+from tapeout.passes.split_to_concat import SplitToConcat, split_to_concat
+from tapeout.passes.strip_names import StripNames, strip_names
+from tapeout.passes.substitute import SubstituteModules, substitute_all_modules, substitute_modules
+from tapeout.passes.transformer import configure_transformer
+
+__all__ = [
+    "PASSES", "ClearBlockModule", "ConformAllModules", "FlattenRes", "Pass", "PassRecord", "Pipeline", "PullUpBias",
+    "PullUpHeadSplit", "PushDownTransformerTo", "PushDownWeights", "RandomSampleSpec", "Rename",
+    "RunDiscreteVarAllSpec", "Sampler", "SplitByHead", "SplitToConcat", "StripNames", "SubstituteModules", "To",
+    "clear_block_module", "configure_transformer", "conform_all_modules", "count_nodes", "flatten_res", "print_each",
+    "pull_up_bias", "pull_up_head_split", "push_down_transformer_weights", "rename_by_table", "split_by_head",
+    "split_to_concat", "strip_names", "substitute_all_modules", "substitute_modules", "verify",
+]  # fmt: skip
