@@ -260,9 +260,8 @@ def _read_model(source: str, dtype: torch.dtype | None, *, hint: str, bars: bool
             trust_remote_code=False,
             output_loading_info=True,
         )
-    model: PreTrainedModel = loaded[0]
+    model: PreTrainedModel = loaded[0]  # in eval mode
     _check_complete(loaded[1], source)
-    model.eval()
     return model
 
 
