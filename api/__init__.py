@@ -1,1 +1,66 @@
+"""tapeout: a static-graph compiler for transformer circuits.
 
+`import tapeout as rc` gives the circuit's node kinds, matchers, rewrites and samplers under the names that
+users of Redwood Research's rust_circuit know. Models are in `tapeout.models`, passes in `tapeout.passes`,
+experiments in `tapeout.tasks`.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import tapeout.backends.reference  # says how circuits are evaluated
+from tapeout.ir import *  # noqa: F403
+from tapeout.ir import __all__ as _ir_names
+from tapeout.ir.errors import (
+    ArtefactError,
+    DataError,
+    LoweringError,
+    MatchError,
+    ModelError,
+    ModuleBindingError,
+    ParseError,
+    PassError,
+    ShapeError,
+    TapeoutError,
+    TypeMismatchError,
+    UnsupportedError,
+)
+from tapeout.passes import (
+    RandomSampleSpec,
+    RunDiscreteVarAllSpec,
+    Sampler,
+    conform_all_modules,
+    rename_by_table,
+    split_to_concat,
+    strip_names,
+    substitute_all_modules,
+)
+
+try:
+    __version__ = version("tapeout")
+except PackageNotFoundError:  # a checkout on the path, not installed
+    __version__ = "0+unknown"
+
+__all__ = [  # noqa: PLE0604 (names of the IR)
+    *_ir_names,
+    "ArtefactError",
+    "DataError",
+    "LoweringError",
+    "MatchError",
+    "ModelError",
+    "ModuleBindingError",
+    "ParseError",
+    "PassError",
+    "RandomSampleSpec",
+    "RunDiscreteVarAllSpec",
+    "Sampler",
+    "ShapeError",
+    "TapeoutError",
+    "TypeMismatchError",
+    "UnsupportedError",
+    "__version__",
+    "conform_all_modules",
+    "rename_by_table",
+    "split_to_concat",
+    "strip_names",
+    "substitute_all_modules",
+]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
+from tapeout.ir.labels import label_over
 from tapeout.ir.methods import CircuitMethods
 from tapeout.ir.sizes import Shape, Size, multiply
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _AUTONAME: Any = object()
 """Default of `name=`: the name is made from the children's names. `name=None` means no name."""
 
+_allocate = object.__new__
 _nodes: dict[tuple[Any, ...], weakref.ref[Circuit]] = {}
 _sweep_at = 1 << 14
 
@@ -74,7 +76,7 @@ class Circuit(CircuitMethods):
         "__weakref__",
         "_free",
         "_memo",
-        "_names",
+        "_labels",
         "_variety",
         "attributes",
         "children",
@@ -91,7 +93,7 @@ class Circuit(CircuitMethods):
     torch_dtype: torch.dtype | None
     _free: frozenset[Symbol] | None
     _memo: dict[Any, Any] | None
-    _names: int
+    _labels: int
     _variety: _Variety
 
     def __init_subclass__(cls) -> None:
@@ -120,7 +122,7 @@ class Circuit(CircuitMethods):
         node.attributes = variety.attributes
         node.children = children
         node.op_name = name
-        node._names = 0
+        node._labels = 0
         node._free = None
         node._memo = None
         if like is None or not _same_types(children, like.children):
@@ -154,6 +156,30 @@ class Circuit(CircuitMethods):
         if children == self.children:
             return self
         return self._intern(self._variety, children, self.op_name, self)
+
+    def _over(self, children: tuple[Circuit, ...]) -> Circuit:
+        """The node over children of the same types as its own: nothing is checked. Known labels are handed on.
+
+        What `with_children` does, for rewrites that rebuild hundreds of thousands of nodes under new names.
+        """
+        variety = self._variety
+        key = (id(variety), self.op_name, *map(id, children))
+        reference = _nodes.get(key)
+        if reference is not None:
+            found = reference()
+            if found is not None:
+                return found
+        node = _allocate(self.__class__)
+        node._variety = variety
+        node.attributes = self.attributes
+        node.children = children
+        node.op_name = self.op_name
+        node.shape = self.shape
+        node.torch_dtype = self.torch_dtype
+        node._free = node._memo = None
+        node._labels = label_over(self, children)
+        _remember(key, node)
+        return node
 
     def expand(self, children: tuple[Circuit, ...]) -> Circuit:
         """The node over children that may have grown leading batch axes, and with them grows its own.
@@ -233,12 +259,8 @@ class Circuit(CircuitMethods):
 
 
 def _same_types(new: tuple[Circuit, ...], old: tuple[Circuit, ...]) -> bool:
-    if len(new) != len(old):
-        return False
-    for a, b in zip(new, old, strict=True):
-        if a is not b and (a.shape != b.shape or a.torch_dtype is not b.torch_dtype):
-            return False
-    return True
+    # Lists compare by identity first, and rebuilt nodes share their shape objects: this is fast.
+    return [c.shape for c in new] == [c.shape for c in old] and [c.torch_dtype for c in new] == [c.torch_dtype for c in old]
 
 
 def auto_name(

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 
 from tapeout.ir.circuit import Circuit, postorder
 from tapeout.ir.errors import ModuleBindingError
+from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.module import Module
 from tapeout.ir.symbol import Symbol
 
 Bindings = Mapping[Symbol, Circuit]
 
 
+@without_gc
 def substitute_symbols(circuit: Circuit, bindings: Bindings) -> Circuit:
     """The circuit with free symbols replaced, all at once; their extra leading axes become batch axes.
 
@@ -82,6 +84,7 @@ def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Binding
     return Module.build(new_body, new_specs, nodes, module.op_name)
 
 
+@without_gc
 def replace_nodes(circuit: Circuit, replace: Callable[[Circuit], Circuit | None]) -> Circuit:
     """The circuit with every node for which `replace` gives another one replaced, nodes above expanded.
 

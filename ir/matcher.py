@@ -1,80 +1,24 @@
 """`Matcher`: a yes-or-no question about one node, with what is known of the names that can answer yes.
 
 Search never walks below a node under which nothing can match. Every node can carry an exact summary
-of the names and kinds below it: a bit set over numbered names (`labels`). A matcher turns itself
-into such a set as well (`mask`), or None where it cannot tell.
+of the names and kinds below it (see `tapeout.ir.labels`). A matcher turns itself into such a set as
+well (`mask`), or None where it cannot tell.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tapeout.ir.circuit import Circuit
+from tapeout.ir.labels import bit_of_kind, bit_of_name, names_in
 from tapeout.ir.errors import ParseError, TypeMismatchError
 
 if TYPE_CHECKING:
     from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn
-
-_name_bits: dict[str | None, int] = {None: 0}
-_kind_bits: dict[type, int] = {}
-_names: list[str | None] = []
-
-
-def _new_bit(name: str | None) -> int:
-    _names.append(name)
-    return 1 << (len(_names) - 1)
-
-
-def own_label(node: Circuit) -> int:
-    """The bits of a node's own name and kind."""
-    kind = type(node)
-    bits = _kind_bits.get(kind)
-    if bits is None:
-        bits = _kind_bits[kind] = _new_bit(None)
-    name = node.op_name
-    name_bit = _name_bits.get(name)
-    if name_bit is None:
-        name_bit = _name_bits[name] = _new_bit(name)
-    return bits | name_bit
-
-
-def labels(root: Circuit) -> int:
-    """The bits of all names and kinds at and below the node."""
-    if root._names:
-        return root._names
-    stack = [root]
-    while stack:
-        node = stack[-1]
-        if node._names:
-            stack.pop()
-            continue
-        pending = [child for child in node.children if not child._names]
-        if pending:
-            stack.extend(pending)
-            continue
-        stack.pop()
-        node._names = label_over(node)
-    return root._names
-
-
-def label_over(node: Circuit) -> int:
-    """The node's labels, given that its children have theirs."""
-    bits = own_label(node)
-    for child in node.children:
-        bits |= child._names
-    return bits
-
-
-def names_in(bits: int) -> Iterable[str]:
-    """The names that the bits stand for."""
-    for number, digit in enumerate(reversed(bin(bits))):
-        if digit == "1" and (name := _names[number]) is not None:
-            yield name
-
 
 @dataclass(frozen=True, slots=True)
 class Regex:
@@ -269,7 +213,7 @@ def _names_matcher(names: frozenset[str]) -> Matcher:
     def mask(below: int) -> int:
         bits = 0
         for name in names:
-            bits |= _name_bits.get(name, 0)
+            bits |= bit_of_name(name)
         return bits
 
     if len(names) == 1:
@@ -290,7 +234,7 @@ def _regex_matcher(regex: Regex) -> Matcher:
         bits = 0
         for name in names_in(below):
             if _regex_finds(regex, name):
-                bits |= _name_bits[name]
+                bits |= bit_of_name(name)
         return bits
 
     def accepts(node: Circuit) -> bool:
@@ -301,7 +245,7 @@ def _regex_matcher(regex: Regex) -> Matcher:
 
 def _kind_matcher(kind: type[Circuit]) -> Matcher:
     def mask(below: int) -> int | None:
-        return None if kind is Circuit else _kind_bits.get(kind, 0)
+        return None if kind is Circuit else bit_of_kind(kind)
 
     return Matcher._new(lambda node: isinstance(node, kind), mask, kind.__name__)
 

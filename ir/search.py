@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.errors import MatchError
+from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn, Possible, State
-from tapeout.ir.matcher import Matcher, label_over, labels
+from tapeout.ir.labels import labels, names_in
+from tapeout.ir.matcher import Matcher
 from tapeout.ir.module import Module
 
 Transform = Callable[[Circuit], Circuit]
@@ -31,7 +33,7 @@ class _Prune:
     def at(self, node: Circuit) -> Possible:
         def can(matcher: Matcher) -> bool:
             mask = self.mask(matcher)
-            return mask is None or bool(mask & node._names)
+            return mask is None or bool(mask & node._labels)
 
         return can
 
@@ -60,13 +62,13 @@ def _visit_plain(root: Circuit, matcher: Matcher) -> Iterator[Circuit]:
     """The matching nodes, never looking where no matching name or kind is."""
     mask = matcher.mask(labels(root))
     seen = {root}
-    stack = [root] if mask is None or mask & root._names else []
+    stack = [root] if mask is None or mask & root._labels else []
     while stack:
         node = stack.pop()
         if matcher(node):
             yield node
         for child in node.children:
-            if child not in seen and (mask is None or mask & child._names):
+            if child not in seen and (mask is None or mask & child._labels):
                 seen.add(child)
                 stack.append(child)
 
@@ -125,8 +127,6 @@ def _similar_names(circuit: Circuit, matcher: IterativeMatcherIn) -> list[str]:
 
     if not isinstance(matcher, str):
         return []
-    from tapeout.ir.matcher import names_in
-
     close = get_close_matches(matcher, list(names_in(labels(circuit))), n=_SHOWN)
     return [f"similar names: {', '.join(close)}"] if close else []
 
@@ -224,20 +224,22 @@ def _check_found(
         )
 
 
+@without_gc
 def _update_plain(root: Circuit, matcher: Matcher, transform: Transform) -> Circuit:
     """Visits only what has a matching name or kind at or below it."""
     mask = matcher.mask(labels(root))
     accepts = matcher._accepts
-    if mask is not None and not mask & root._names:
+    if mask is not None and not mask & root._labels:
         return root
     memo: dict[Circuit, Circuit] = {}
+    same_types = True  # as long as no replacement has another type, nothing above needs checking
     stack = [root]
     while stack:
         node = stack[-1]
         if node in memo:
             stack.pop()
             continue
-        pending = [c for c in node.children if c not in memo and (mask is None or mask & c._names)]
+        pending = [c for c in node.children if c not in memo and (mask is None or mask & c._labels)]
         if pending:
             stack += pending
             continue
@@ -246,27 +248,27 @@ def _update_plain(root: Circuit, matcher: Matcher, transform: Transform) -> Circ
         if node.children:
             children = tuple([memo.get(c, c) for c in node.children])
             if children != node.children:
-                new = _rebuild(node, children, memo)
-        memo[node] = transform(new) if accepts(node) else new
+                if same_types and not isinstance(node, Module):
+                    new = node._over(children)
+                else:
+                    new = _rebuild(node, children, memo)
+                    labels(new)
+        if accepts(node):
+            old, new = new, transform(new)
+            labels(new)
+            same_types = same_types and new.shape == old.shape and new.torch_dtype is old.torch_dtype
+        memo[node] = new
     return memo[root]
 
 
 def _rebuild(node: Circuit, children: tuple[Circuit, ...], memo: dict[Circuit, Circuit]) -> Circuit:
-    """The node over new children, with its labels where these are known: the next search needs them."""
-    new: Circuit
-    if isinstance(node, Module) and any(
-        memo.get(spec.symbol, spec.symbol) is not spec.symbol for spec in node.arg_specs
-    ):
-        new = node.with_mapped_children(
-            children, [memo.get(spec.symbol, spec.symbol) for spec in node.arg_specs]
-        )
-    else:
-        new = node.with_children(children)
-    if not new._names and all([child._names for child in children]):
-        new._names = label_over(new)
-    return new
+    """The node over new children; a module also over what has become of the symbols that it binds."""
+    if isinstance(node, Module) and any(memo.get(spec.symbol, spec.symbol) is not spec.symbol for spec in node.arg_specs):
+        return node.with_mapped_children(children, [memo.get(spec.symbol, spec.symbol) for spec in node.arg_specs])
+    return node.with_children(children)
 
 
+@without_gc
 def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Transform) -> Circuit:
     prune = _Prune(root)
     transformed: dict[Circuit, Circuit] = {}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from tapeout.ir import Circuit
 from tapeout.ir.errors import PassError
+from tapeout.ir.gc_pause import without_gc
 
 Kind = Literal["preserving", "edit"]
 
@@ -37,7 +38,7 @@ class Pass:
 
     def __call__(self, circuit: Circuit) -> Circuit:
         self.check(circuit)
-        return self.run(circuit)
+        return without_gc(self.run)(circuit)
 
     @classmethod
     def summary(cls) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from tapeout.ir import Circuit, Module
-from tapeout.ir.matcher import Matcher, labels
+from tapeout.ir.labels import labels
+from tapeout.ir.matcher import Matcher
 from tapeout.ir.trampoline import memoised
 from tapeout.passes.base import Pass, register
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from tapeout.ir import Circuit, Matcher, Module, ModuleArgSpec, Symbol, get_free_symbols
 from tapeout.ir.errors import PassError
-from tapeout.ir.matcher import labels
+from tapeout.ir.labels import labels
 from tapeout.ir.trampoline import memoised
 
 Namer = Callable[[str, tuple[Module, ...]], str]
