@@ -14,7 +14,7 @@ from tapeout.passes.split_by_head import SplitByHead, split_by_head
 from tapeout.passes.split_to_concat import SplitToConcat, split_to_concat
 from tapeout.passes.strip_names import StripNames, strip_names
 from tapeout.passes.substitute import SubstituteModules, substitute_all_modules, substitute_modules
-from tapeout.passes.transformer import configure_transformer
+from tapeout.passes.transformer import configure_transformer, transformer_passes
 
 __all__ = [
     "PASSES", "ClearBlockModule", "ConformAllModules", "FlattenRes", "Pass", "PassRecord", "Pipeline", "PullUpBias",
@@ -22,5 +22,5 @@ __all__ = [
     "RunDiscreteVarAllSpec", "Sampler", "SplitByHead", "SplitToConcat", "StripNames", "SubstituteModules", "To",
     "clear_block_module", "configure_transformer", "conform_all_modules", "count_nodes", "flatten_res", "print_each",
     "pull_up_bias", "pull_up_head_split", "push_down_transformer_weights", "rename_by_table", "split_by_head",
-    "split_to_concat", "strip_names", "substitute_all_modules", "substitute_modules", "verify",
+    "split_to_concat", "strip_names", "substitute_all_modules", "substitute_modules", "transformer_passes", "verify",
 ]  # fmt: skip

@@ -47,7 +47,30 @@ def configure_transformer(
     Raises:
         PassError: if options do not go together, or the circuit is not such a module.
     """
+    passes = transformer_passes(
+        to, use_pull_up_bias, use_strip_arr, split_by_head_config, use_pull_up_head_split, use_clear_block_module,
+        use_flatten_res, flatten_components, check_valid,
+    )  # fmt: skip
     require_bound_model("configure_transformer", circuit)
+    return Pipeline(passes, observers)(circuit)
+
+
+def transformer_passes(
+    to: To | None = To.ATTN_MLP_NORM,
+    use_pull_up_bias: bool = True,
+    use_strip_arr: bool = True,
+    split_by_head_config: SplitConfig | None = None,
+    use_pull_up_head_split: bool = False,
+    use_clear_block_module: bool = True,
+    use_flatten_res: bool = False,
+    flatten_components: bool = False,
+    check_valid: bool = True,
+) -> list[Pass]:
+    """The passes that `configure_transformer` runs for these options.
+
+    Raises:
+        PassError: if options do not go together.
+    """
     if check_valid:
         _check_options(to, use_strip_arr, split_by_head_config, use_pull_up_head_split, use_clear_block_module,
                        use_flatten_res, flatten_components)  # fmt: skip
@@ -64,7 +87,7 @@ def configure_transformer(
         passes.append(ClearBlockModule())
     if use_flatten_res:
         passes.append(FlattenRes(flatten_components))
-    return Pipeline(passes, observers)(circuit)
+    return passes
 
 
 def _layers(config: SplitConfig | None) -> frozenset[int] | None:

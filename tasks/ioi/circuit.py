@@ -1,0 +1,64 @@
+"""The IOI metric as a circuit: the logit of the indirect object minus that of the subject, at the last position."""
+
+from __future__ import annotations
+
+import torch
+
+from tapeout.ir import Add, Array, Circuit, DiscreteVar, GeneralFunction, I, Index
+from tapeout.ir.errors import DataError, ShapeError
+from tapeout.passes import RunDiscreteVarAllSpec, Sampler
+
+
+def logit_diff_circuit(logits: Circuit) -> Add:
+    """The logit difference [] of one prompt, from its logits [SEQ, VOCAB].
+
+    The two tokens compared are the placeholder array `labels` [2] (IO, then S), which
+    `bind_dataset` replaces. The last position is read: prompts must end there, without padding.
+
+    Raises:
+        ShapeError: if `logits` has not two axes.
+    """
+    if logits.rank != 2:
+        raise ShapeError(
+            f"the logit difference is made from logits [SEQ, VOCAB], not from {logits!r}",
+            hint="give the circuit of one prompt; batches come from the dataset (bind_dataset)",
+        )
+    labels = Array(torch.zeros(2, dtype=torch.int64), "labels")
+    last = logits.index((-1,), name="logits_at_end")
+    picked = [
+        GeneralFunction.gen_index(
+            last, Index(labels, I[i], name=f"labels{i + 1}"), index_dim=0, batch_x=True, name=f"logit{i + 1}"
+        )
+        for i in (0, 1)
+    ]
+    return Add.minus(picked[0], picked[1], name="logit_diff")
+
+
+def bind_dataset(circuit: Circuit, tokens: torch.Tensor, labels: torch.Tensor | None = None) -> Circuit:
+    """The circuit over a dataset: a leading axis over its rows, for `tokens` and, where it has them, `labels`.
+
+    Args:
+        circuit: with the symbol `tokens` [SEQ] and perhaps the array `labels` [2].
+        tokens: int64 [N, SEQ].
+        labels: int64 [N, 2], the IO and S tokens.
+
+    Raises:
+        DataError: if the dataset is empty or its shapes do not fit.
+        MatchError: if the circuit has no `tokens` (or no `labels`, if these are given).
+    """
+    symbol = circuit.get_unique("tokens")
+    if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] != symbol.shape[0]:
+        raise DataError(
+            f"tokens of shape {list(tokens.shape)} do not fit the circuit's {symbol!r}",
+            hint="give at least one row, and rows of the length that the circuit was built for; "
+            "prompts of several lengths need one circuit each (dataset.by_length())",
+        )
+    group = DiscreteVar.uniform_probs_and_group(len(tokens))
+    circuit = circuit.update("tokens", lambda _: DiscreteVar(Array(tokens, "tokens"), group), assert_found=True)
+    if labels is not None:
+        if tuple(labels.shape) != (len(tokens), 2):
+            raise DataError(
+                f"labels of shape {list(labels.shape)} for {len(tokens)} prompts", hint="give [N, 2]: the IO and the S token"
+            )
+        circuit = circuit.update("labels", lambda _: DiscreteVar(Array(labels, "labels"), group), assert_found=True)
+    return Sampler(RunDiscreteVarAllSpec([group])).sample(circuit)
