@@ -29,7 +29,7 @@ RUN := .venv-test/run
 SUITE_ENV = TAPEOUT_CACHE="$${TAPEOUT_CACHE:-$(ROOT)/.venv-test/cache}" HF_HUB_OFFLINE=1 \
 	TOKENIZERS_PARALLELISM=false $(if $(filter 0 1,$(JOBS)),,OMP_NUM_THREADS=1)
 PYTEST = cd $(RUN) && env $(SUITE_ENV) ../bin/python -m pytest -c $(ROOT)/setup.cfg --rootdir $(ROOT) $(ROOT)/tests
-RUFF := .venv-test/bin/ruff check --quiet . && .venv-test/bin/ruff format --quiet --check .
+RUFF := .venv-test/bin/ruff check --quiet --output-format concise . && .venv-test/bin/ruff format --quiet --check .
 MYPY := cd $(RUN) && ../bin/python -m mypy --config-file $(ROOT)/setup.cfg -p tapeout
 
 .PHONY: help
