@@ -59,7 +59,7 @@ class Array(Circuit):
     ) -> Array:
         """An array of normally distributed numbers; from `seed`, if given, and never from global state then."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return Array(torch.randn(*shape, dtype=dtype, generator=generator), name)
+        return Array(torch.randn(shape, dtype=dtype, generator=generator), name)
 
     @property
     def value(self) -> torch.Tensor:

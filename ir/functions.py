@@ -229,24 +229,27 @@ class GenIndex:
     def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
         (x, index), batch = children, gained(node, children)
         extra_x, extra_index = batch.ranks
+        rank_x = x.rank - extra_x
         if extra_x == 0 and self.batch_index and not self.batch_x:
             return self, children
         if extra_index == 0 and not self.batch_index:
-            dim = self.index_dim if self.index_dim < 0 else self.index_dim - node.children[0].rank
+            dim = self.index_dim if self.index_dim < 0 else self.index_dim - rank_x
             return GenIndex(dim, True, False, self.check_index_ints), children
         # Both in one batch: x repeats along what only the index has, and the other way round.
+        count = len(batch.shape)
         x = repeat_to_batch(x, extra_x, batch.shape)
         index = repeat_to_batch(index, extra_index, batch.shape)
-        count, old_x, old_index = len(batch.shape), node.children[0], node.children[1]
-        if not self.batch_index:
-            raise ShapeError(
-                f"cannot expand {node!r}: its index gains batch axes, but batch_index is off",
-                hint="use gen_index with batch_index=True",
-            )
-        if not self.batch_x:
-            x = x.expand_at_axes(range(count, count + old_index.rank), old_index.shape)
-        dim = self.index_dim if self.batch_x or self.index_dim >= 0 else self.index_dim % old_x.rank
-        return GenIndex(dim, True, True, self.check_index_ints), (x, index)
+        both = GenIndex(self.index_dim, True, True, self.check_index_ints)
+        if self.batch_x and self.batch_index:
+            return both, (x, index)
+        own_index = index.shape[count:]
+        if self.batch_index:
+            return both, (x.expand_at_axes(range(count, count + len(own_index)), own_index), index)
+        before = x.shape[count : count + self.index_dim % rank_x]
+        middle = count + len(before)
+        x = x.expand_at_axes(range(middle, middle + len(own_index)), own_index)
+        index = index.expand_at_axes(range(count, middle), before)
+        return GenIndex(self.index_dim % rank_x - rank_x, True, True, self.check_index_ints), (x, index)
 
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         x, index = tensors
@@ -259,7 +262,7 @@ class GenIndex:
             )
             return x.gather(axis, where).squeeze(axis)
         picked = x.index_select(axis, index.reshape(-1))
-        picked = picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+        picked = picked.reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])
         if self.batch_index and axis:
             picked = picked.movedim(tuple(range(axis, axis + index.ndim)), tuple(range(index.ndim)))
         return picked

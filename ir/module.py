@@ -255,7 +255,11 @@ class Module(Circuit):
             for spec, node in zip(self.arg_specs, self.nodes, strict=True)
         ]
         spec = self.spec.with_symbols(symbols)
-        return Module.build(spec.circuit, spec.arg_specs, self.nodes, self.op_name)
+        body, missing = spec.circuit, self.rank - spec.circuit.rank
+        if missing:  # batch axes of arguments that the body does not use
+            name = None if body.op_name is None else f"{body.op_name} rep_batch"
+            body = body.expand_at_axes(range(missing), self.shape[:missing]).rename(name)
+        return Module.build(body, spec.arg_specs, self.nodes, self.op_name)
 
     def aligned_batch_shape(self) -> Shape:
         """The batch axes that the arguments give to the result."""
@@ -285,7 +289,9 @@ class Module(Circuit):
         return out.union(*(node.free_symbols for node in self.nodes))
 
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
-        return self.with_children(children)
+        from tapeout.ir.expand import expand_call
+
+        return expand_call(self, children)
 
     def _text(self) -> str:
         return ""
