@@ -1,20 +1,21 @@
 """Circuits to test with: a catalogue of small cases, and random circuits whose values stay in a sane range.
 
     for name, build in CASES.items(): build(torch.float64)
-    @given(st.randoms(use_true_random=False)) ... random_circuit(rng)
+    @given(SEEDS) ... random_circuit(Random(seed))
 
 Random circuits have no free symbols and no random variables; their floating leaves are float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from random import Random
 from uuid import UUID
 
 import torch
+from hypothesis import strategies as st
 
 from tapeout.ir import (
     Add,
@@ -63,7 +64,9 @@ DOMAINS: dict[str, tuple[float, float]] = {
 # -- leaves
 
 
-def tensor(*shape: int, seed: int = 0, low: float = -1.5, high: float = 1.5, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def tensor(
+    *shape: int, seed: int = 0, low: float = -1.5, high: float = 1.5, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
     """Random numbers in a range, by seed."""
     generator = torch.Generator().manual_seed(seed)
     return (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
@@ -166,7 +169,9 @@ def _(dtype: torch.dtype) -> Circuit:
 
 
 def _rearrange_case(string: str, *shape: int) -> None:
-    CASES[f"rearrange {string}"] = lambda dtype: Rearrange.from_string(_leaf("x", *shape, dtype=dtype), string)
+    CASES[f"rearrange {string}"] = lambda dtype: Rearrange.from_string(
+        _leaf("x", *shape, dtype=dtype), string
+    )
 
 
 for _string, *_sizes in (
@@ -222,7 +227,16 @@ _scatter_case("tensors", (2, 2), I[torch.tensor([3, 0]), torch.tensor([1, -1])],
 for _function in FUNCTIONS:
     if _function not in ("pow", "minimum", "maximum"):
         CASES[f"function {_function}"] = lambda dtype, f=_function: GeneralFunction.new_by_name(  # type: ignore[misc]
-            _leaf("x", 2, 3, 4, dtype=dtype, low=DOMAINS.get(f, (-3, 3))[0], high=min(DOMAINS.get(f, (-3, 3))[1], 3)), spec_name=f
+            _leaf(
+                "x",
+                2,
+                3,
+                4,
+                dtype=dtype,
+                low=DOMAINS.get(f, (-3, 3))[0],
+                high=min(DOMAINS.get(f, (-3, 3))[1], 3),
+            ),
+            spec_name=f,
         )
 
 
@@ -252,7 +266,14 @@ def _(dtype: torch.dtype) -> Circuit:
 
 def _gen_index_case(name: str, x: tuple[int, ...], index: tuple[int, ...], **options: int) -> None:
     def build(dtype: torch.dtype) -> Circuit:
-        below = x[(len(index) if options.get("batch_x") and options.get("batch_index", 1) else 0) + options["index_dim"]] if options["index_dim"] >= 0 else x[options["index_dim"]]
+        below = (
+            x[
+                (len(index) if options.get("batch_x") and options.get("batch_index", 1) else 0)
+                + options["index_dim"]
+            ]
+            if options["index_dim"] >= 0
+            else x[options["index_dim"]]
+        )
         where = Array(integers(*index, below=below, seed=len(name)), "where")
         return GeneralFunction.gen_index(_leaf("x", *x, dtype=dtype), where, **options)  # type: ignore[arg-type]
 
@@ -280,7 +301,11 @@ def _(dtype: torch.dtype) -> Circuit:
 
 
 def _affine() -> ModuleSpec:
-    x, w, b = symbol(1, (dim("SEQ"),), "x"), symbol(2, (dim("OUT"), dim("SEQ")), "w"), symbol(3, (dim("OUT"),), "b")
+    x, w, b = (
+        symbol(1, (dim("SEQ"),), "x"),
+        symbol(2, (dim("OUT"), dim("SEQ")), "w"),
+        symbol(3, (dim("OUT"),), "b"),
+    )
     body = Add(Einsum.from_einsum_string("i,oi->o", x, w, name="wx"), b, name="affine")
     return ModuleSpec(body, [ModuleArgSpec(s) for s in (x, w, b)])
 
@@ -301,7 +326,9 @@ _module_case("batch axes aligned on the right", (5, 4, 3), (4, 2, 3), (2,))
 @_case("module unused argument")
 def _(dtype: torch.dtype) -> Circuit:
     x, unused = symbol(1, (3,), "x"), symbol(4, (2,), "unused")
-    spec = ModuleSpec(Add(x, x, name="twice"), [ModuleArgSpec(x), ModuleArgSpec(unused)], check_all_inputs_used=False)
+    spec = ModuleSpec(
+        Add(x, x, name="twice"), [ModuleArgSpec(x), ModuleArgSpec(unused)], check_all_inputs_used=False
+    )
     return Module(spec, "call", x=_leaf("x", 4, 3, dtype=dtype), unused=_leaf("u", 5, 4, 2, dtype=dtype))
 
 
@@ -310,11 +337,17 @@ def _(dtype: torch.dtype) -> Circuit:
     x, outer = symbol(1, (3,), "x"), symbol(5, (3,), "outer")
     inner = ModuleSpec(Add(x, outer, _leaf("k", 3, dtype=dtype), name="inner body"), [ModuleArgSpec(x)])
     call = Module(inner, "inner", x=Einsum.scalar_mul(outer, 2.0, "double"))
-    spec = ModuleSpec(Einsum.from_einsum_string("a,a->a", call, outer, name="outer body"), [ModuleArgSpec(outer)])
+    spec = ModuleSpec(
+        Einsum.from_einsum_string("a,a->a", call, outer, name="outer body"), [ModuleArgSpec(outer)]
+    )
     return Module(spec, "call", outer=_leaf("o", 4, 3, dtype=dtype))
 
 
 # -- random circuits
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+"""Seeds for `random_circuit(Random(seed))`: circuits of more sorts than hypothesis would draw by itself."""
 
 
 @dataclass(frozen=True)
@@ -336,11 +369,11 @@ _LARGEST = 40.0
 _NAMES = ("a", "b", "a.b", "a.c", "b.c", "m0", "m1", "it's", "", None)
 
 
-def random_circuit(rng: Random, size: int = 10, modules: bool = True, shared_names: bool = True) -> Circuit:
+def random_circuit(rng: Random, size: int = 16, modules: bool = True, shared_names: bool = True) -> Circuit:
     """A circuit of about `size` operations over all kinds, without free symbols or random variables.
 
     Args:
-        rng: where the choices come from (`random.Random(seed)`, or hypothesis' `st.randoms()`).
+        rng: where the choices come from.
         size: how many operations.
         modules: whether there may be modules.
         shared_names: whether names are drawn from a few (else each node has its own).
@@ -349,8 +382,16 @@ def random_circuit(rng: Random, size: int = 10, modules: bool = True, shared_nam
 
 
 class _Maker:
-    def __init__(self, rng: Random, modules: bool, shared_names: bool, pool: list[_Ranged], depth: int = 0) -> None:
-        self.rng, self.modules, self.shared_names, self.pool, self.depth = rng, modules, shared_names, pool, depth
+    def __init__(
+        self, rng: Random, modules: bool, shared_names: bool, pool: list[_Ranged], depth: int = 0
+    ) -> None:
+        self.rng, self.modules, self.shared_names, self.pool, self.depth = (
+            rng,
+            modules,
+            shared_names,
+            pool,
+            depth,
+        )
         self.count = 0
         self.operations = [
             self.leaf, self.scalar, self.einsum, self.einsum, self.add, self.add, self.rearrange, self.rearrange,
@@ -394,7 +435,11 @@ class _Maker:
         return _Ranged(Array(value, self.name()), low, high)
 
     def fits(self, node: Circuit) -> bool:
-        return node.rank <= _MOST_AXES and all(isinstance(s, int) for s in node.shape) and _size(node) <= _MOST_ELEMENTS
+        return (
+            node.rank <= _MOST_AXES
+            and all(isinstance(s, int) for s in node.shape)
+            and _size(node) <= _MOST_ELEMENTS
+        )
 
     def bounded(self, node: Circuit, low: float, high: float) -> _Ranged | None:
         if not self.fits(node):
@@ -436,7 +481,9 @@ class _Maker:
             out.insert(self.rng.randrange(len(out) + 1), self.rng.choice(out))
         if prod(sizes) > 2000 or prod(sizes[i] for i in out) > _MOST_ELEMENTS or len(out) > _MOST_AXES:
             return None
-        node = Einsum(*zip([o.node for o in operands], axes, strict=True), out_axes=tuple(out), name=self.name())
+        node = Einsum(
+            *zip([o.node for o in operands], axes, strict=True), out_axes=tuple(out), name=self.name()
+        )
         largest = prod(o.largest for o in operands) * prod(s for i, s in enumerate(sizes) if i not in out)
         return self.bounded(node, -largest, largest)
 
@@ -515,9 +562,15 @@ class _Maker:
         for _ in range(self.rng.randrange(3)):
             shape = [int(size) for size in first.node.shape]  # type: ignore[arg-type]
             shape[axis] = self.rng.choice((1, 2, 3))
-            same = [p for p in self.pool if p.node.rank == len(shape) and _fits_beside(p.node.shape, shape, axis)]
+            same = [
+                p for p in self.pool if p.node.rank == len(shape) and _fits_beside(p.node.shape, shape, axis)
+            ]
             parts.append(self.rng.choice(same) if same and self.rng.random() < 0.6 else self.array(shape))
-        node = Concat(*(p.node for p in parts), axis=self.rng.choice((axis, axis - len(first.node.shape))), name=self.name())
+        node = Concat(
+            *(p.node for p in parts),
+            axis=self.rng.choice((axis, axis - len(first.node.shape))),
+            name=self.name(),
+        )
         return self.bounded(node, min(p.low for p in parts), max(p.high for p in parts))
 
     def scatter(self) -> _Ranged | None:
@@ -550,7 +603,9 @@ class _Maker:
         low, high = DOMAINS.get(name, (-_LARGEST, _LARGEST))
         if not (low <= operand.low and operand.high <= high):
             return None
-        return self.bounded(GeneralFunction.new_by_name(node, spec_name=name, name=self.name()), *_image(name, operand))
+        return self.bounded(
+            GeneralFunction.new_by_name(node, spec_name=name, name=self.name()), *_image(name, operand)
+        )
 
     def binary(self) -> _Ranged | None:
         first = self.pick()
@@ -590,11 +645,15 @@ class _Maker:
 
     def tag(self) -> _Ranged:
         operand = self.pick()
-        return _Ranged(Tag(operand.node, UUID(int=self.rng.randrange(2)), self.name()), operand.low, operand.high)
+        return _Ranged(
+            Tag(operand.node, UUID(int=self.rng.randrange(2)), self.name()), operand.low, operand.high
+        )
 
     def set_shape(self) -> _Ranged:
         operand = self.pick()
-        shape = [dim(f"D{i}") if self.rng.random() < 0.5 else size for i, size in enumerate(operand.node.shape)]
+        shape = [
+            dim(f"D{i}") if self.rng.random() < 0.5 else size for i, size in enumerate(operand.node.shape)
+        ]
         return _Ranged(SetSymbolicShape(operand.node, shape, self.name()), operand.low, operand.high)
 
     def module(self) -> _Ranged | None:
@@ -614,7 +673,9 @@ class _Maker:
             body, symbols = _made_symbolic(body, symbols)
         specs = [ModuleArgSpec(s.node.cast_symbol()) for s in symbols]
         module = Module.new_flat(
-            ModuleSpec(body.node, specs, check_all_inputs_used=False), *(a.node for a in arguments), name=self.name()
+            ModuleSpec(body.node, specs, check_all_inputs_used=False),
+            *(a.node for a in arguments),
+            name=self.name(),
         )
         return self.bounded(module, body.low, body.high)
 
@@ -676,8 +737,3 @@ def _made_symbolic(body: _Ranged, symbols: list[_Ranged]) -> tuple[_Ranged, list
         _Ranged(node, body.low, body.high),
         [_Ranged(new, old.low, old.high) for old, new in zip(symbols, named, strict=True)],
     )
-
-
-def seeds(count: int) -> Iterator[Random]:
-    """So many random generators, the same in every run."""
-    yield from map(Random, range(count))
