@@ -1,0 +1,187 @@
+"""The user's worked example, step by step, in whichever system: tapeout, or rust_circuit where it is installed.
+
+`literal_walk` is the example's own code; only what it imports differs between the two. The rewriting
+benchmark times it, and the tests compare the two systems after every step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+FULL_SPLIT = {"split_by_head_config": "full", "use_pull_up_head_split": True, "use_flatten_res": True}
+"""The example's options of `configure_transformer`, but for `to`, which it has at its finest."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What the example imports.
+
+    Attributes:
+        rc: the module that has the node kinds and matchers.
+        to: how far weights are pushed down, an enumeration.
+        configure_transformer: the rewrite of a model by options.
+        index: what makes indices of subscripts (`I`).
+    """
+
+    rc: ModuleType
+    to: Any
+    configure_transformer: Callable[..., Any]
+    index: Any
+
+
+def tapeout_system() -> System:
+    """tapeout's own."""
+    import tapeout
+    from tapeout.passes import To, configure_transformer
+
+    return System(tapeout, To, configure_transformer, tapeout.I)
+
+
+def rust_system() -> System | None:
+    """rust_circuit's, or None where it is not installed."""
+    try:
+        rc = importlib.import_module("rust_circuit")
+    except ImportError:
+        return None
+    rewrites = importlib.import_module("rust_circuit.model_rewrites")
+    utilities = importlib.import_module("rust_circuit.py_utils")
+    return System(rc, rewrites.To, rewrites.configure_transformer, utilities.I)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the example's loops run over."""
+
+    layers: int
+    heads: int
+    length: int
+
+
+# -- the model, bound to tokens that are still a symbol
+
+
+def bind_tapeout(circuits: Mapping[str, Any], info: Any, length: int) -> Any:
+    """The model of `load_circuit` on a symbol `tokens`."""
+    rc = tapeout_system().rc
+    tokens = rc.Symbol.new_with_random_uuid((length,), name="tokens")
+    embeds = rc.GeneralFunction.gen_index(circuits["t.w.tok_embeds"], tokens, 0, name="tok_embeds")
+    return info.bind_to_input(circuits["t.bind_w"], embeds, circuits.get("t.w.pos_embeds"))
+
+
+def bind_rust(system: System, circuits: Mapping[str, Any], info: Any, length: int, activation: str) -> Any:
+    """The same GPT-2 from rust_circuit's model library, with the same weights (copied)."""
+    library = importlib.import_module("rust_circuit.module_library")
+    rc = system.rc
+    block = library.TransformerBlockParams(attn_bias=True, mlp_output_bias=True, mlp_act_type=activation)
+    params = library.TransformerParams(block_params=block, num_layers=info.params.num_layers)
+    arrays = [(node.name, rc.Array(_copy(node.value), name=node.name)) for node in circuits["t.bind_w"].nodes]
+    weights = [(name.removesuffix("_arr"), array) for name, array in arrays]
+    model = library.module_new_bind(params.get().body, *weights, name="t.bind_w")
+    embeds, positions = (
+        rc.Array(_copy(circuits[name].value), name=name) for name in ("t.w.tok_embeds", "t.w.pos_embeds")
+    )
+    tokens = rc.Symbol.new_with_random_uuid((length,), name="tokens")
+    embedded = rc.GeneralFunction.gen_index(embeds, tokens, 0, name="tok_embeds")
+    return library.TransformerInfo(params).bind_to_input(model, embedded, positions)
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().contiguous()
+
+
+# -- the walk
+
+Step = tuple[str, Any]
+
+
+def literal_walk(
+    system: System, bound: Any, sizes: Sizes, to: str = "ATTN_HEAD_MLP_NORM", **options: Any
+) -> Iterator[Step]:
+    """Each step's name and circuit, from `configure_transformer` to the last rename.
+
+    Args:
+        system: which system.
+        bound: the model bound to its input, `t.call`.
+        sizes: what the loops run over.
+        to: the name of how far weights are pushed down.
+        options: for `configure_transformer`; the example's by default.
+    """
+    rc = system.rc
+    chosen = options or FULL_SPLIT
+    circuit = bound.update(
+        "t.bind_w", lambda c: system.configure_transformer(c, system.to[to], **chosen)
+    )
+    yield "configure", circuit
+    circuit = rc.conform_all_modules(circuit)
+    yield "conform", circuit
+    circuit = circuit.cast_module().substitute().rename("logits")
+    yield "substitute the call", circuit
+    circuit = without_modules(system, circuit)
+    yield "substitute all but norms", circuit
+    circuit = rename_blocks(system, circuit, sizes)
+    yield "rename blocks", circuit
+    circuit = split_by_position(system, circuit)
+    yield "split by position", circuit
+    names = position_names(sizes)
+    circuit = circuit.update(rc.Matcher(*names), lambda c: c.rename(names[c.name]))
+    yield "rename positions", circuit
+
+
+def without_modules(system: System, circuit: Any) -> Any:
+    """Every module substituted but norms and what is called after them."""
+    rc = system.rc
+    kept = rc.Matcher(rc.Regex("norm")) | rc.Matcher(rc.Regex("ln")) | rc.Matcher(rc.Regex("final"))
+    while True:
+        following = circuit.update(rc.Matcher(rc.Module) & ~kept, lambda c: c.cast_module().substitute())
+        if following == circuit:
+            return circuit
+        circuit = following
+
+
+def rename_blocks(system: System, circuit: Any, sizes: Sizes) -> Any:
+    """`b0` becomes `a1.input`, `b0.a.h0` becomes `a0.h0`, and so on: one update a name."""
+    rc = system.rc
+    circuit = circuit.update(rc.Regex("[am]\\d(.h\\d)?$"), lambda c: c.rename(c.name + ".inner"))
+    for old, new in block_names(sizes).items():
+        circuit = circuit.update(old, lambda c, new=new: c.rename(new))
+    return circuit
+
+
+def block_names(sizes: Sizes) -> dict[str, str]:
+    """The example's renames of blocks and their parts, in its order."""
+    names = {"t.inp_tok_pos": "embeds"}
+    for layer in range(sizes.layers):
+        names[f"b{layer}"] = "final.input" if layer == sizes.layers - 1 else f"a{layer + 1}.input"
+        for part in ("m", "m.p_bias", "a", "a.p_bias"):
+            names[f"b{layer}.{part}"] = f"{part[0]}{layer}{part[1:]}"
+        for head in range(sizes.heads):
+            names[f"b{layer}.a.h{head}"] = f"a{layer}.h{head}"
+    return names
+
+
+def split_by_position(system: System, circuit: Any) -> Any:
+    """Each head and MLP becomes a concatenation of its positions."""
+    rc, index = system.rc, system.index
+
+    def split(c: Any) -> Any:
+        parts = [rc.Index(c, index[i : i + 1], name=f"{c.name}_at_idx_{i}") for i in range(c.shape[0])]
+        return rc.Concat(*parts, axis=0, name=f"{c.name}_by_pos")
+
+    return circuit.update(rc.IterativeMatcher(rc.Regex("^(a\\d+.h\\d+?|m\\d+)$")), split)
+
+
+def position_names(sizes: Sizes) -> dict[str, str]:
+    """The example's renames of heads and MLPs at positions."""
+    names = {}
+    for layer in range(sizes.layers):
+        for i in range(sizes.length):
+            for head in range(sizes.heads):
+                names[f"a{layer}.h{head}_at_idx_{i}"] = f"a{layer}_h{head}_t{i}"
+            names[f"m{layer}_at_idx_{i}"] = f"m{layer}_t{i}"
+    return names

@@ -1,0 +1,59 @@
+"""What the execution passes share: several roots, no names, and the map of origins instead.
+
+Execution passes work on circuits whose names were stripped, so that equal structure is one node. What
+a node stands for is kept beside the circuit: an `Origins` maps nodes to the names they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tapeout.ir import Circuit, postorder
+from tapeout.ir.gc_pause import without_gc
+from tapeout.passes.base import Pass
+
+Roots = tuple[Circuit, ...]
+
+
+class Origins(dict[Circuit, str]):
+    """For a node the name of what it stands for in the circuit that was given."""
+
+    def hand_on(self, new: Circuit, *old: Circuit) -> Circuit:
+        """Says that `new` stands for the first of `old` that has a name; an earlier answer stays. Returns `new`."""
+        if new not in self:
+            name = next((self[node] for node in old if node in self), None)
+            if name is not None:
+                self[new] = name
+        return new
+
+
+@dataclass(frozen=True)
+class ExecutionPass(Pass):
+    """A preserving pass over several roots without names; run by the compiler before lowering."""
+
+    def run_many(self, roots: Roots, origins: Origins) -> Roots:
+        """The rewritten roots; the same tuple if nothing changed."""
+        return roots
+
+    def run(self, circuit: Circuit) -> Circuit:
+        return without_gc(self.run_many)((circuit,), Origins())[0]
+
+
+def rewrite(roots: Roots, rule: Callable[[Circuit], Circuit], origins: Origins) -> Roots:
+    """Every node, from the leaves up, over its rewritten children and then through `rule`."""
+    memo: dict[Circuit, Circuit] = {}
+    for node in postorder(*roots):
+        over = node.with_children(tuple([memo[child] for child in node.children]))
+        memo[node] = origins.hand_on(rule(over), node)
+    return tuple(memo[root] for root in roots)
+
+
+def readers_of(roots: Roots) -> dict[Circuit, list[Circuit]]:
+    """For each node its distinct readers, in postorder; roots that nobody reads have none."""
+    readers: dict[Circuit, list[Circuit]] = {}
+    for node in postorder(*roots):
+        readers.setdefault(node, [])
+        for child in dict.fromkeys(node.children):
+            readers[child].append(node)
+    return readers
