@@ -1,4 +1,4 @@
-"""The reference backend: what a circuit means. Eager torch, one rule a kind, float64 on request, never optimised."""
+"""The reference backend, the meaning of circuits: eager torch, one rule a kind, never optimised."""
 
 from tapeout.backends.reference.evaluate import evaluate, evaluate_many
 

@@ -1,18 +1,20 @@
 """Evaluation, node by node.
 
-Stored floating constants are promoted exactly to the dtype asked for; integers stay int64. A value is
-freed as soon as its last reader has run.
+Stored floating constants are promoted exactly to the dtype asked for; integers stay int64. What has no
+dtype of its own (Scalars, and what is made of them alone) is computed in float64 and takes the dtype
+of the first node that has one. A value is freed as soon as its last reader has run.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import prod
 
-import opt_einsum
 import torch
 
+from tapeout.backends.reference.context import Context, as_dtype_exactly
+from tapeout.backends.reference.einsum import einsum
 from tapeout.ir import (
     Add,
     Array,
@@ -32,93 +34,49 @@ from tapeout.ir import (
     postorder,
 )
 from tapeout.ir.axis_index import apply_index
-from tapeout.ir.dtypes import as_dtype
-from tapeout.ir.errors import ModuleBindingError, TapeoutError, TypeMismatchError, UnsupportedError
+from tapeout.ir.dtypes import as_dtype, dtype_name
+from tapeout.ir.errors import (
+    ModuleBindingError,
+    ShapeError,
+    TapeoutError,
+    TypeMismatchError,
+    UnsupportedError,
+)
+from tapeout.ir.functions import Cast, GenIndex
 from tapeout.ir.methods import set_evaluator
 from tapeout.ir.sizes import format_shape, is_concrete
 
 Tensors = Sequence[torch.Tensor]
 
 
-class _Context:
-    """What a rule needs beside its children's values: the dtype and device of numbers."""
-
-    def __init__(self, dtype: torch.dtype | None, nodes: Sequence[Circuit]) -> None:
-        self.dtype = dtype
-        arrays = [node.value for node in nodes if isinstance(node, Array)]
-        self.device = arrays[0].device if arrays else torch.device("cpu")
-        floats = [value.dtype for value in arrays if value.is_floating_point()]
-        self.number_dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
-
-
-def _array(node: Array, _: Tensors, context: _Context) -> torch.Tensor:
+def _array(node: Array, _: Tensors, context: Context) -> torch.Tensor:
     value = node.value
     return value.to(context.dtype) if context.dtype is not None and value.is_floating_point() else value
 
 
-def _scalar(node: Scalar, _: Tensors, context: _Context) -> torch.Tensor:
-    number = torch.tensor(node.value, dtype=context.number_dtype, device=context.device)
+def _scalar(node: Scalar, _: Tensors, context: Context) -> torch.Tensor:
+    number = torch.tensor(node.value, dtype=context.dtype_of(node), device=context.device)
     return number.expand(_concrete(node))
 
 
-def _einsum(node: Einsum, tensors: Tensors, context: _Context) -> torch.Tensor:
+def _einsum(node: Einsum, tensors: Tensors, context: Context) -> torch.Tensor:
     if not tensors:
-        return torch.ones((), dtype=context.number_dtype, device=context.device)
-    tensors = _same_dtype(tensors)
-    out = tuple(dict.fromkeys(node.out_axes))
-    operands = [part for tensor, axes in zip(tensors, node.in_axes, strict=True) for part in (tensor, axes)]
-    if len(tensors) == 1:
-        result = _sum_one(tensors[0], node.in_axes[0], out)
-    else:
-        result = opt_einsum.contract(*_diagonals(operands), out, backend="torch")
-    return _make_diagonal(result, out, node.out_axes) if len(out) < len(node.out_axes) else result
+        return torch.ones((), dtype=context.dtype_of(node), device=context.device)
+    return einsum(context.alike(node, tensors), node.in_axes, node.out_axes)
 
 
-def _diagonals(operands: list[Any]) -> list[Any]:
-    for i in range(0, len(operands), 2):
-        tensor, axes = operands[i], operands[i + 1]
-        operands[i], operands[i + 1] = _take_diagonal(tensor, axes)
-    return operands
-
-
-def _take_diagonal(tensor: torch.Tensor, axes: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...]]:
-    while len(set(axes)) < len(axes):
-        twice = next(axis for axis in axes if axes.count(axis) > 1)
-        first, second = [i for i, axis in enumerate(axes) if axis == twice][:2]
-        tensor = tensor.diagonal(dim1=first, dim2=second)  # the diagonal becomes the last axis
-        axes = tuple(axis for i, axis in enumerate(axes) if i not in (first, second)) + (twice,)
-    return tensor, axes
-
-
-def _sum_one(tensor: torch.Tensor, axes: tuple[int, ...], out: tuple[int, ...]) -> torch.Tensor:
-    tensor, axes = _take_diagonal(tensor, axes)
-    gone = [i for i, axis in enumerate(axes) if axis not in out]
-    if gone:
-        tensor = tensor.sum(gone)
-    kept = [axis for axis in axes if axis in out]
-    return tensor.permute([kept.index(axis) for axis in out])
-
-
-def _make_diagonal(tensor: torch.Tensor, axes: tuple[int, ...], out_axes: tuple[int, ...]) -> torch.Tensor:
-    sizes = dict(zip(axes, tensor.shape, strict=True))
-    result = tensor.new_zeros([sizes[axis] for axis in out_axes])
-    view, view_axes = _take_diagonal(result, out_axes)
-    view.copy_(tensor.permute([axes.index(axis) for axis in view_axes]))
-    return result
-
-
-def _add(node: Add, tensors: Tensors, context: _Context) -> torch.Tensor:
+def _add(node: Add, tensors: Tensors, context: Context) -> torch.Tensor:
     if not tensors:
-        return torch.zeros((), dtype=context.number_dtype, device=context.device)
-    first, *rest = _same_dtype(tensors)
+        return torch.zeros((), dtype=context.dtype_of(node), device=context.device)
+    first, *rest = context.alike(node, tensors)
     total = first.expand(_concrete(node))
     for tensor in rest:
         total = total + tensor
     return total
 
 
-def _rearrange(node: Rearrange, tensors: Tensors, _: _Context) -> torch.Tensor:
-    spec, tensor = node.spec, tensors[0]
+def _rearrange(node: Rearrange, tensors: Tensors, _: Context) -> torch.Tensor:
+    spec, tensor, shape = node.spec, tensors[0], _concrete(node)
     sizes = [int(size) for size in spec.sizes(tuple(tensor.shape))]  # type: ignore[arg-type]
     elementary = [number for group in spec.input_ints for number in group]
     flat = tensor.reshape([sizes[number] for number in elementary])
@@ -132,41 +90,48 @@ def _rearrange(node: Rearrange, tensors: Tensors, _: _Context) -> torch.Tensor:
         if number not in elementary:
             flat = flat.unsqueeze(i)
     flat = flat.expand([sizes[number] for number in kept])
-    return flat.reshape(_concrete(node))
+    return flat.reshape(shape)
 
 
-def _index(node: Index, tensors: Tensors, _: _Context) -> torch.Tensor:
+def _index(node: Index, tensors: Tensors, _: Context) -> torch.Tensor:
     return apply_index(tensors[0], node.axis_indices)
 
 
-def _concat(node: Concat, tensors: Tensors, _: _Context) -> torch.Tensor:
-    return torch.cat(_same_dtype(tensors), dim=node.axis)
+def _concat(node: Concat, tensors: Tensors, context: Context) -> torch.Tensor:
+    return torch.cat(context.alike(node, tensors), dim=node.axis)
 
 
-def _scatter(node: Scatter, tensors: Tensors, _: _Context) -> torch.Tensor:
-    where = torch.arange(_elements(node), device=tensors[0].device).reshape(_concrete(node))
-    result = tensors[0].new_zeros(_elements(node))
+def _scatter(node: Scatter, tensors: Tensors, _: Context) -> torch.Tensor:
+    where = torch.arange(prod(_concrete(node)), device=tensors[0].device).reshape(_concrete(node))
+    result = tensors[0].new_zeros(where.numel())
     result[apply_index(where, node.axis_indices).reshape(-1)] = tensors[0].reshape(-1)
     return result.reshape(_concrete(node))
 
 
-def _function(node: GeneralFunction, tensors: Tensors, context: _Context) -> torch.Tensor:
-    result = node.spec.apply(*tensors)
-    return result.to(context.dtype) if context.dtype is not None and result.is_floating_point() else result
+def _function(node: GeneralFunction, tensors: Tensors, context: Context) -> torch.Tensor:
+    spec = node.spec
+    if isinstance(spec, GenIndex):
+        x, index = tensors
+        return spec.apply(x, as_dtype_exactly(index, torch.int64, node.children[1]))
+    if isinstance(spec, Cast):
+        result = spec.apply(*tensors)
+        return tensors[0].to(result.device, context.dtype_of(node)) if result.is_floating_point() else result
+    return spec.apply(*context.alike(node, tensors))
 
 
-def _child(node: Circuit, tensors: Tensors, _: _Context) -> torch.Tensor:
+def _child(node: Circuit, tensors: Tensors, _: Context) -> torch.Tensor:
     return tensors[0]
 
 
-def _symbol(node: Symbol, _: Tensors, __: _Context) -> torch.Tensor:
+def _symbol(node: Symbol, _: Tensors, __: Context) -> torch.Tensor:
     raise ModuleBindingError(
         f"{node!r} ({node.uuid}) is unbound and has no value",
-        hint=f"replace it, circuit.update({node.name!r}, lambda _: Array(...)), or bind it with module_new_bind",
+        hint=f"replace it, circuit.update({node.name!r}, lambda _: Array(...)), "
+        "or bind it with module_new_bind",
     )
 
 
-def _variable(node: DiscreteVar, _: Tensors, __: _Context) -> torch.Tensor:
+def _variable(node: DiscreteVar, _: Tensors, __: Context) -> torch.Tensor:
     raise UnsupportedError(
         f"{node!r} is a random variable and has no one value",
         hint="sample it first: Sampler(RunDiscreteVarAllSpec([group])).sample(circuit).evaluate()",
@@ -216,29 +181,63 @@ def evaluate_many(
     Args:
         circuits: the circuits.
         dtype: see `evaluate`.
-        values: values for some of their nodes (symbols, say), which are then not computed.
+        values: values for some of their nodes (symbols, say), which are then not computed;
+            nor is what only they read.
         progress: called with the number of nodes done and the number of all.
 
     Raises:
         See `evaluate`.
     """
-    inlined = [_inline(circuit, set(values or ())) for circuit in circuits]
-    order = list(postorder(*inlined))
-    context = _Context(None if dtype is None else as_dtype(dtype), order)
+    given = dict(values or {})
+    inlined = [_inline(circuit, set(given)) for circuit in circuits]
+    order = _order(inlined, given)
+    stored = [node.value for node in order if isinstance(node, Array)] + list(given.values())
+    context = Context(None if dtype is None else as_dtype(dtype), stored)
+    known = {node: _checked(node, value, context) for node, value in given.items()}
     readers = Counter(child for node in order for child in node.children)
     readers.update(inlined)
-    known: dict[Circuit, torch.Tensor] = dict(values or {})
     with torch.no_grad():
         for done, node in enumerate(order):
-            if node not in known:
-                known[node] = _value(node, [known[child] for child in node.children], context)
+            known[node] = _value(node, [known[child] for child in node.children], context)
             for child in node.children:
                 readers[child] -= 1
                 if readers[child] == 0:
                     del known[child]
             if progress is not None:
                 progress(done + 1, len(order))
-        return [known[circuit] for circuit in inlined]
+        return [
+            known[circuit].to(context.result_dtype) if circuit.torch_dtype is None else known[circuit]
+            for circuit in inlined
+        ]
+
+
+def _order(roots: Sequence[Circuit], given: Collection[Circuit]) -> list[Circuit]:
+    """The nodes to compute, children first."""
+    needed, stack = set[Circuit](), list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in needed and node not in given:
+            needed.add(node)
+            stack.extend(node.children)
+    return [node for node in postorder(*roots) if node in needed]
+
+
+def _checked(node: Circuit, value: torch.Tensor, context: Context) -> torch.Tensor:
+    """A value from outside, if it is one that the node can have."""
+    fits = len(value.shape) == node.rank and all(
+        size == given for size, given in zip(node.shape, value.shape, strict=True) if isinstance(size, int)
+    )
+    if not fits:
+        raise ShapeError(
+            f"the value given for {node!r} has shape {list(value.shape)}",
+            hint=f"give a tensor of shape {format_shape(node.shape)}",
+        )
+    promoted = context.dtype is not None and value.is_floating_point()
+    if node.torch_dtype not in (None, value.dtype) and not (promoted and node.torch_dtype.is_floating_point):
+        raise TypeMismatchError(
+            f"the value given for {node!r} has dtype {dtype_name(value.dtype)}", hint=f"give {node.dtype}"
+        )
+    return value.to(context.dtype) if promoted else value
 
 
 def _inline(circuit: Circuit, keep: set[Circuit]) -> Circuit:
@@ -268,12 +267,12 @@ def _inline(circuit: Circuit, keep: set[Circuit]) -> Circuit:
     return memo[circuit]
 
 
-def _value(node: Circuit, tensors: Tensors, context: _Context) -> torch.Tensor:
+def _value(node: Circuit, tensors: Tensors, context: Context) -> torch.Tensor:
     try:
         value = _RULES[type(node)](node, tensors, context)
     except TapeoutError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise TypeMismatchError(
             f"evaluating {node!r} failed: {error}",
             facts=[
@@ -285,17 +284,6 @@ def _value(node: Circuit, tensors: Tensors, context: _Context) -> torch.Tensor:
     return value
 
 
-def _same_dtype(tensors: Tensors) -> list[torch.Tensor]:
-    """Tensors of one dtype: numbers (scalars and what is made of them alone) take the dtype of the rest."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) == 1:
-        return list(tensors)
-    target = tensors[0].dtype
-    for tensor in tensors[1:]:
-        target = torch.promote_types(target, tensor.dtype)
-    return [tensor.to(target) for tensor in tensors]
-
-
 def _concrete(node: Circuit) -> tuple[int, ...]:
     if not is_concrete(node.shape):
         raise UnsupportedError(
@@ -303,13 +291,6 @@ def _concrete(node: Circuit) -> tuple[int, ...]:
             hint="bind its symbols to arguments of known size",
         )
     return node.shape  # type: ignore[return-value]
-
-
-def _elements(node: Circuit) -> int:
-    count = 1
-    for size in _concrete(node):
-        count *= size
-    return count
 
 
 set_evaluator(evaluate)
