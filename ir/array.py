@@ -12,6 +12,9 @@ from tapeout.ir.circuit import Circuit
 from tapeout.ir.errors import TypeMismatchError
 from tapeout.ir.sizes import Shape
 
+HASH_DIGITS = 24
+"""How many digits of a tensor's hash are printed."""
+
 _CHUNK = 1 << 24
 _by_memory: dict[tuple[Any, ...], weakref.ref[Array]] = {}
 
@@ -88,7 +91,7 @@ class Array(Circuit):
         return self.attributes[1], self.attributes[2]
 
     def _text(self) -> str:
-        return self.tensor_hash[:24]
+        return f"{self.tensor_hash[:HASH_DIGITS]} {self.dtype}"
 
 
 def _version_of(value: torch.Tensor) -> int:

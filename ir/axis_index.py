@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tapeout.ir.array import hash_tensor
+from tapeout.ir.array import HASH_DIGITS, hash_tensor
 from tapeout.ir.errors import ShapeError
 from tapeout.ir.sizes import UNKNOWN, Shape, Size, format_shape
 
@@ -55,7 +55,7 @@ class Picks:
     values: torch.Tensor = field(compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"t{self.digest[:10]} [{len(self.values)}]"
+        return f"t{self.digest[:HASH_DIGITS]}"
 
 
 AxisIndex = int | Span | Picks

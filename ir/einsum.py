@@ -201,7 +201,9 @@ class Einsum(Circuit):
 
 
 def axis_letter(number: int) -> str:
-    """a ... z, A ... Z, then letters of other alphabets."""
+    """a ... z, A ... Z, then Cyrillic letters, then numbers in braces."""
+    if not 0 <= number < 180:
+        return f"{{{number}}}"
     if number < 26:
         return chr(ord("a") + number)
     return chr(ord("A") + number - 26) if number < 52 else chr(0x400 + number - 52)

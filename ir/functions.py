@@ -275,6 +275,11 @@ class Cast:
     required: TorchDeviceDtypeOp
     output: TorchDeviceDtypeOp
 
+    def __post_init__(self) -> None:
+        # torch.float32 and "float32" are one dtype, and so must be two casts to it.
+        object.__setattr__(self, "required", _by_names(self.required))
+        object.__setattr__(self, "output", _by_names(self.output))
+
     @property
     def name(self) -> str:
         return f"cast_from_{_device_dtype_text(self.required)}_to_{_device_dtype_text(self.output)}"
@@ -305,6 +310,13 @@ def check_range(index: torch.Tensor, size: int, what: str) -> None:
             hint="tokens must come from the tokenizer of this model; its vocabulary has "
             f"{size} entries (negative indices are not wrapped)",
         )
+
+
+def _by_names(op: TorchDeviceDtypeOp) -> TorchDeviceDtypeOp:
+    dtype = op.get_torch_dtype()
+    return TorchDeviceDtypeOp(
+        None if op.device is None else str(op.device), None if dtype is None else dtype_name(dtype)
+    )
 
 
 def _device_dtype_text(op: TorchDeviceDtypeOp) -> str:

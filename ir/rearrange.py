@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -134,6 +135,24 @@ class RearrangeSpec:
         sizes = self.sizes(shape)
         return tuple(multiply(sizes[number] for number in group) for group in self.output_ints)
 
+    def numbered_text(self) -> str:
+        """All that the spec holds: letters stand for numbers, and the axes that occur on no side follow `;`."""
+
+        def axis(number: int) -> str:
+            size = self.int_sizes[number]
+            return axis_letter(number) + ("" if size is None else f":{size}")
+
+        def side(groups: Groups) -> str:
+            words = (" ".join(map(axis, group)) for group in groups)
+            return " ".join(
+                (word if len(group) == 1 else f"({word})") if group else "1"
+                for word, group in zip(words, groups, strict=True)
+            )
+
+        used = {number for group in self.input_ints + self.output_ints for number in group}
+        rest = " ".join(axis(number) for number in range(len(self.int_sizes)) if number not in used)
+        return f"{side(self.input_ints)} -> {side(self.output_ints)} ; {rest}".strip()
+
     def __str__(self) -> str:
         def word(group: tuple[int, ...]) -> str:
             if len(group) == 1:
@@ -261,7 +280,17 @@ class Rearrange(Circuit):
         return self._make((self.spec.batched(count),), children, self.op_name)
 
     def _text(self) -> str:
-        return str(self.spec)
+        return spec_text(self.spec)
+
+
+@lru_cache(maxsize=4096)
+def spec_text(spec: RearrangeSpec) -> str:
+    """The spec in einops' notation if that reads back as the same spec, else `spec.numbered_text()`."""
+    text = str(spec)
+    try:
+        return text if RearrangeSpec.from_string(text) == spec else spec.numbered_text()
+    except ParseError:
+        return spec.numbered_text()
 
 
 def _common_factors(node: Circuit, target: Shape) -> tuple[Groups, Groups, tuple[Size | None, ...]]:

@@ -6,10 +6,14 @@ dimension `?` is a wildcard: it says that nothing is known, and agrees with ever
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tapeout.ir.quote import quote
+
 _WILDCARD = "?"
+_PLAIN_DIM = re.compile(r"(?![0-9]+$)\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ class SymbolicSize:
     def __str__(self) -> str:
         if self.is_unknown:
             return _WILDCARD
-        return "*".join(([] if self.factor == 1 else [str(self.factor)]) + list(self.dims))
+        names = [name if _PLAIN_DIM.fullmatch(name) else quote(name) for name in self.dims]
+        return "*".join(([] if self.factor == 1 else [str(self.factor)]) + names)
 
     __repr__ = __str__
 
