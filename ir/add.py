@@ -10,6 +10,7 @@ from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.dtypes import join_dtypes
 from tapeout.ir.errors import ShapeError
+from tapeout.ir.index_rules import AxisIndices, Pushed, broadcast_reads
 from tapeout.ir.sizes import Shape, Size, SizeMismatch, Unifier, format_shape
 
 
@@ -68,6 +69,10 @@ class Add(Circuit):
                 child = child.unsqueeze(range(extra, extra + missing))
             padded.append(child)
         return self._make((), tuple(padded), self.op_name)
+
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """To all children, but not into axes along which a child broadcasts."""
+        return Pushed(index, broadcast_reads(self, index), self.with_children)
 
     def _text(self) -> str:
         return ""

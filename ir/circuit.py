@@ -19,6 +19,7 @@ from tapeout.ir.methods import CircuitMethods
 from tapeout.ir.sizes import Shape, Size, multiply
 
 if TYPE_CHECKING:
+    from tapeout.ir.index_rules import AxisIndices, Pushed
     from tapeout.ir.symbol import Symbol
 
 _AUTONAME: Any = object()
@@ -196,6 +197,13 @@ class Circuit(CircuitMethods):
 
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         raise TypeError(f"{self.kind} has no expansion rule")
+
+    def push_index(self, index: AxisIndices) -> Pushed | None:
+        """How an index (in canonical form, see `index_rules`) of this node becomes indices of its children.
+
+        None where no part of an index can enter: leaves, and kinds without a rule.
+        """
+        return None
 
     def _adopt(self, original: Circuit) -> None:
         """Takes over from the node that this one is a renamed copy of what interning does not compare."""

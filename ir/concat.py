@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from tapeout.ir.axis_index import FULL, AxisIndex, Span
 from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.dtypes import join_dtypes
 from tapeout.ir.errors import ShapeError
+from tapeout.ir.index_rules import AxisIndices, Pushed, count_integers
 from tapeout.ir.sizes import Shape, Size, SizeMismatch, Unifier, add, format_shape
 
 
@@ -78,6 +80,20 @@ class Concat(Circuit):
         )
         return self._make((self.axis + len(batch.shape),), full, self.op_name)
 
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """To all children; along the axis itself an integer or a slice chooses those in which it lies."""
+        before, after = index[: self.axis], index[self.axis + 1 :]
+        parts = _parts(self.children, self.axis, index[self.axis])
+        taken = index if parts else (*before, FULL, *after)
+        parts = parts or [(child, FULL) for child in self.children]
+        reads = tuple((child, (*before, entry, *after)) for child, entry in parts)
+        axis = self.axis - count_integers(before)
+
+        def build(children: tuple[Circuit, ...]) -> Circuit:
+            return children[0] if len(children) == 1 else self._make((axis,), children, self.op_name)
+
+        return Pushed(taken, reads, build)
+
     def _text(self) -> str:
         return str(self.axis)
 
@@ -88,3 +104,22 @@ def repeat_to_batch(child: Circuit, extra: int, batch: Shape) -> Circuit:
     if missing == 0:
         return child
     return child.expand_at_axes(range(missing), batch[:missing])
+
+
+def _parts(children: tuple[Circuit, ...], axis: int, entry: AxisIndex) -> list[tuple[Circuit, AxisIndex]]:
+    """The children in which an entry of the joined axis lies, each with its own entry; none if it lies in no part."""
+    start, parts = 0, list[tuple[Circuit, AxisIndex]]()
+    for child in children:
+        size = child.shape[axis]
+        if not isinstance(size, int) or not (isinstance(entry, int) or _is_bounded(entry)):
+            return []
+        first, last = (entry, entry + 1) if isinstance(entry, int) else entry.bounds(start)
+        low, high = max(first - start, 0), min(last - start, size)
+        if low < high:
+            parts.append((child, low if isinstance(entry, int) else Span(low, high)))
+        start += size
+    return parts
+
+
+def _is_bounded(entry: AxisIndex) -> bool:
+    return isinstance(entry, Span) and entry.stop is not None

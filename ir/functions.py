@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
 
+from tapeout.ir.axis_index import FULL
 from tapeout.ir.batching import gained
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.concat import repeat_to_batch
 from tapeout.ir.dtypes import TorchDeviceDtypeOp, dtype_name, join_dtypes
 from tapeout.ir.errors import DataError, ShapeError, TypeMismatchError
+from tapeout.ir.index_rules import AxisIndices, Pushed, broadcast_reads, count_integers
 from tapeout.ir.sizes import Shape, SizeMismatch, Unifier, format_shape
 
 
@@ -39,6 +41,14 @@ class Function(Protocol):
         """What it computes."""
 
 
+@runtime_checkable
+class TakesIndex(Protocol):
+    """A function that an index of its result can enter."""
+
+    def push_index(self, node: Circuit, index: AxisIndices) -> Pushed:
+        """See `Circuit.push_index`."""
+
+
 # -- plain functions
 
 
@@ -48,11 +58,11 @@ class Elementwise:
 
     name: str
     torch_function: Callable[[torch.Tensor], torch.Tensor]
-    min_rank: int = 0
+    acts_on_last: bool = False
     even_last: bool = False
 
     def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
-        child = _one_child(self.name, node, self.min_rank)
+        child = _one_child(self.name, node, int(self.acts_on_last))
         last = child.shape[-1] if child.shape else 0
         if self.even_last and isinstance(last, int) and last % 2:
             raise ShapeError(
@@ -63,6 +73,10 @@ class Elementwise:
 
     def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
         return self, children
+
+    def push_index(self, node: Circuit, index: AxisIndices) -> Pushed:
+        taken = (*index[:-1], FULL) if self.acts_on_last else index
+        return Pushed(taken, ((node.children[0], taken),), node.with_children)
 
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         return self.torch_function(tensors[0])
@@ -81,6 +95,9 @@ class Reduction:
 
     def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
         return self, children
+
+    def push_index(self, node: Circuit, index: AxisIndices) -> Pushed:
+        return Pushed(index, ((node.children[0], (*index, FULL)),), node.with_children)
 
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         return self.torch_function(tensors[0])
@@ -104,6 +121,9 @@ class Broadcast:
         from tapeout.ir.add import Add
 
         return self, Add(*node.children, name=None).expand(children).children
+
+    def push_index(self, node: Circuit, index: AxisIndices) -> Pushed:
+        return Pushed(index, broadcast_reads(node, index), node.with_children)
 
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         return self.torch_function(*tensors)
@@ -143,9 +163,9 @@ FUNCTIONS: dict[str, Function] = {
         Elementwise("exp", torch.exp),
         Elementwise("log", torch.log),
         Elementwise("logit", torch.logit),
-        Elementwise("softmax", lambda x: torch.softmax(x, -1), min_rank=1),
-        Elementwise("log_softmax", lambda x: torch.log_softmax(x, -1), min_rank=1),
-        Elementwise("rotate_half", _rotate_half, min_rank=1, even_last=True),
+        Elementwise("softmax", lambda x: torch.softmax(x, -1), acts_on_last=True),
+        Elementwise("log_softmax", lambda x: torch.log_softmax(x, -1), acts_on_last=True),
+        Elementwise("rotate_half", _rotate_half, acts_on_last=True, even_last=True),
         Reduction("min", lambda x: x.amin(-1)),
         Reduction("max", lambda x: x.amax(-1)),
         Reduction("last_dim_size", _last_dim_size),
@@ -251,6 +271,28 @@ class GenIndex:
         index = index.expand_at_axes(range(count, middle), before)
         return GenIndex(self.index_dim % rank_x - rank_x, True, True, self.check_index_ints), (x, index)
 
+    def push_index(self, node: Circuit, index: AxisIndices) -> Pushed:
+        """Axes that come from x go to x, those from the index to the index, batch axes to both."""
+        x, where = node.children
+        axis = self._axis(x.shape, where.shape)
+        if self.batch_index:
+            first, rest = index[: where.rank], index[where.rank :]
+            of_x = index if self.batch_x else rest
+            of_x = (*of_x[:axis], FULL, *of_x[axis:])
+        else:
+            first = index[axis : axis + where.rank]
+            of_x = (*index[:axis], FULL, *index[axis + where.rank :])
+        function = self._without(of_x[axis + 1 :], of_x[:axis])
+        reads = ((x, of_x), (where, first))
+        return Pushed(index, reads, lambda children: node._make((function,), children, node.op_name))
+
+    def _without(self, after: AxisIndices, before: AxisIndices) -> GenIndex:
+        """The function over an x that has lost axes after and before the one that is looked up."""
+        if not count_integers(after) and (self.index_dim < 0 or not count_integers(before)):
+            return self
+        gone = count_integers(after) if self.index_dim < 0 else -count_integers(before)
+        return GenIndex(self.index_dim + gone, self.batch_x, self.batch_index, self.check_index_ints)
+
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         x, index = tensors
         axis = self._axis(tuple(x.shape), tuple(index.shape))
@@ -296,6 +338,9 @@ class Cast:
 
     def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
         return self, children
+
+    def push_index(self, node: Circuit, index: AxisIndices) -> Pushed:
+        return Pushed(index, ((node.children[0], index),), node.with_children)
 
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         return self.output.cast_tensor(tensors[0])

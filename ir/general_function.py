@@ -9,7 +9,8 @@ import torch
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.dtypes import TorchDeviceDtypeOp
 from tapeout.ir.errors import ParseError
-from tapeout.ir.functions import FUNCTIONS, Cast, Function, GenIndex, known_functions
+from tapeout.ir.functions import FUNCTIONS, Cast, Function, GenIndex, TakesIndex, known_functions
+from tapeout.ir.index_rules import AxisIndices, Pushed
 from tapeout.ir.sizes import Shape
 
 _GEN_INDEX = re.compile(r"gen_index_at_(-?\d+)(_batch_x)?(_no_batch_index)?(_c)?")
@@ -90,6 +91,10 @@ class GeneralFunction(Circuit):
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         function, full = self.spec.expand(self, children)
         return self._make((function,), full, self.op_name)
+
+    def push_index(self, index: AxisIndices) -> Pushed | None:
+        """As the function says."""
+        return self.spec.push_index(self, index) if isinstance(self.spec, TakesIndex) else None
 
     def _text(self) -> str:
         return self.spec.name

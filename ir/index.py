@@ -10,6 +10,7 @@ import torch
 from tapeout.ir.axis_index import FULL, AxisIndex, Picks, Span, axis_indices, format_index, indexed_shape
 from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.index_rules import AxisIndices, Pushed, composed
 from tapeout.ir.sizes import Shape
 
 
@@ -58,6 +59,21 @@ class Index(Circuit):
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         (count,) = gained(self, children).ranks
         return self._make(((FULL,) * count + self.axis_indices,), children, self.op_name)
+
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """Composes: of the child the part of the part is read, and the node itself is gone."""
+        outer = iter(index)
+        taken: list[AxisIndex] = []
+        below: list[AxisIndex] = []
+        for own, size in zip(self.axis_indices, self.node.shape, strict=True):
+            if isinstance(own, int):
+                below.append(own)
+                continue
+            entry = next(outer)
+            both = composed(own, entry, size)
+            taken.append(FULL if both is None else entry)
+            below.append(own if both is None else both)
+        return Pushed(tuple(taken), ((self.node, tuple(below)),), lambda children: children[0])
 
     def _text(self) -> str:
         return format_index(self.axis_indices)

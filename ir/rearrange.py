@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
+from tapeout.ir.axis_index import FULL, AxisIndex, indexed_size
 from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.einsum import axis_letter
@@ -106,6 +107,30 @@ class RearrangeSpec:
         )
 
     def sizes(self, shape: Shape) -> tuple[Size, ...]:
+    def takes_index(self, group: tuple[int, ...], entry: AxisIndex) -> bool:
+        """Whether an output axis of these parts can take an index: if nothing is split or merged."""
+        if len(group) != 1:
+            return not group and isinstance(entry, int)
+        return all(len(parts) == 1 for parts in self.input_ints if group[0] in parts)
+
+    def indexed(self, index: AxisIndices, entries: Mapping[int, AxisIndex]) -> RearrangeSpec:
+        """The spec between the indexed input and output.
+
+        Args:
+            index: of the output, each entry one that `takes_index` allows.
+            entries: the same by elementary axis.
+        """
+        outputs = without_integers(self.output_ints, index)
+        inputs = tuple(
+            group for group in self.input_ints if not isinstance(_entry_of_group(group, entries), int)
+        )
+        read = {number for group in inputs for number in group}
+        order = dict.fromkeys(number for group in inputs + outputs for number in group)
+        numbers = {number: i for i, number in enumerate(order)}
+        sizes = tuple(_indexed_part(self.int_sizes[n], entries.get(n, FULL), n in read) for n in order)
+        renumbered = [tuple(tuple(numbers[n] for n in group) for group in side) for side in (inputs, outputs)]
+        return RearrangeSpec(renumbered[0], renumbered[1], sizes)
+
         """The size of every elementary axis for an input of that shape.
 
         Raises:
@@ -173,6 +198,17 @@ class RearrangeSpec:
 
 
 def _read_side(side: str, numbers: dict[str, int], sizes: list[Size | None], string: str) -> Groups:
+def _entry_of_group(group: tuple[int, ...], entries: Mapping[int, AxisIndex]) -> AxisIndex:
+    return entries.get(group[0], FULL) if len(group) == 1 else FULL
+
+
+def _indexed_part(size: Size | None, entry: AxisIndex, is_read: bool) -> Size | None:
+    """The size of an elementary axis after indexing; unsaid where the input's shape tells it."""
+    if entry == FULL or size is None:
+        return size
+    return None if is_read else indexed_size(entry, size, "a repeated axis")
+
+
     groups: list[tuple[int, ...]] = []
     open_group: list[int] | None = None
     if _TOKEN.sub("", side).strip():
@@ -280,6 +316,22 @@ class Rearrange(Circuit):
         return self._make((self.spec.batched(count),), children, self.op_name)
 
     def _text(self) -> str:
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """Along axes that are neither split nor merged: permuted, repeated (nothing is read), of size 1."""
+        taken = tuple(
+            entry if self.spec.takes_index(group, entry) else FULL
+            for group, entry in zip(self.spec.output_ints, index, strict=True)
+        )
+        groups = zip(self.spec.output_ints, taken, strict=True)
+        entries = {group[0]: entry for group, entry in groups if len(group) == 1}
+        reads = ((self.node, tuple(_entry_of_group(group, entries) for group in self.spec.input_ints)),)
+        small = self.spec.indexed(taken, entries)
+
+        def build(children: tuple[Circuit, ...]) -> Circuit:
+            return children[0] if small.is_identity() else self._make((small,), children, self.op_name)
+
+        return Pushed(taken, reads, build)
+
         return spec_text(self.spec)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
+from tapeout.ir.axis_index import indexed_shape
 from tapeout.ir.circuit import Circuit
+from tapeout.ir.index_rules import AxisIndices, Pushed
 from tapeout.ir.sizes import Shape, SizeIn, as_shape
 
 
@@ -41,6 +43,11 @@ class Scalar(Circuit):
 
     def _infer(self) -> tuple[Shape, torch.dtype | None]:
         return self.attributes[1], None
+
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """The same number with the smaller shape."""
+        small = self.evolve_shape(indexed_shape(index, self.shape, repr(self)))
+        return Pushed(index, (), lambda _: small)
 
     def _text(self) -> str:
         return format_number(self.value)

@@ -11,6 +11,7 @@ from tapeout.ir.axis_index import FULL, AxisIndex, axis_indices, format_index, i
 from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.errors import ShapeError
+from tapeout.ir.index_rules import AxisIndices, Pushed, canonical, without_integers
 from tapeout.ir.sizes import Shape, SizeIn, SizeMismatch, Unifier, as_shape, format_shape
 
 
@@ -65,6 +66,16 @@ class Scatter(Circuit):
         batch = gained(self, children)
         index, shape = self.attributes
         return self._make(((FULL,) * len(batch.shape) + index, batch.shape + shape), children, self.op_name)
+
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """Along the axes that the node fills; the others keep their zeros."""
+        shape = self.attributes[1]
+        where = canonical(self.axis_indices, shape)
+        taken = tuple(entry if own == FULL else FULL for entry, own in zip(index, where, strict=True))
+        left = indexed_shape(taken, shape, repr(self))
+        attributes = (without_integers(where, taken), left)
+        reads = ((self.node, without_integers(taken, where)),)
+        return Pushed(taken, reads, lambda children: self._make(attributes, children, self.op_name))
 
     def _text(self) -> str:
         index, shape = self.attributes

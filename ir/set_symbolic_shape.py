@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 import torch
 
+from tapeout.ir.axis_index import indexed_shape
 from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.errors import ShapeError
+from tapeout.ir.index_rules import AxisIndices, Pushed
 from tapeout.ir.sizes import Shape, SizeIn, SizeMismatch, Unifier, as_shape, format_shape
 
 
@@ -48,6 +50,12 @@ class SetSymbolicShape(Circuit):
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         batch = gained(self, children)
         return self._make((batch.shape + self.attributes[0],), children, self.op_name)
+
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """Passes through; the shape shrinks."""
+        small = indexed_shape(index, self.shape, repr(self))
+        reads = ((self.node, index),)
+        return Pushed(index, reads, lambda children: self._make((small,), children, self.op_name))
 
     def _text(self) -> str:
         return format_shape(self.attributes[0])

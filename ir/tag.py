@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 import torch
 
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.index_rules import AxisIndices, Pushed
 from tapeout.ir.sizes import Shape
 
 
@@ -35,6 +36,10 @@ class Tag(Circuit):
 
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         return self._make(tuple(self.attributes), children, self.op_name)
+
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """Passes through."""
+        return Pushed(index, ((self.node, index),), self.with_children)
 
     def _text(self) -> str:
         return str(self.uuid)
