@@ -14,6 +14,7 @@ from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.einsum import axis_letter
 from tapeout.ir.errors import ParseError, ShapeError
+from tapeout.ir.index_rules import AxisIndices, Pushed, without_integers
 from tapeout.ir.sizes import (
     Shape,
     Size,
@@ -106,7 +107,6 @@ class RearrangeSpec:
             front + self.input_ints, front + self.output_ints, self.int_sizes + (None,) * count
         )
 
-    def sizes(self, shape: Shape) -> tuple[Size, ...]:
     def takes_index(self, group: tuple[int, ...], entry: AxisIndex) -> bool:
         """Whether an output axis of these parts can take an index: if nothing is split or merged."""
         if len(group) != 1:
@@ -131,6 +131,7 @@ class RearrangeSpec:
         renumbered = [tuple(tuple(numbers[n] for n in group) for group in side) for side in (inputs, outputs)]
         return RearrangeSpec(renumbered[0], renumbered[1], sizes)
 
+    def sizes(self, shape: Shape) -> tuple[Size, ...]:
         """The size of every elementary axis for an input of that shape.
 
         Raises:
@@ -197,7 +198,6 @@ class RearrangeSpec:
         return " ".join(map(word, self.input_ints)) + " -> " + " ".join(map(word, self.output_ints))
 
 
-def _read_side(side: str, numbers: dict[str, int], sizes: list[Size | None], string: str) -> Groups:
 def _entry_of_group(group: tuple[int, ...], entries: Mapping[int, AxisIndex]) -> AxisIndex:
     return entries.get(group[0], FULL) if len(group) == 1 else FULL
 
@@ -209,6 +209,7 @@ def _indexed_part(size: Size | None, entry: AxisIndex, is_read: bool) -> Size | 
     return None if is_read else indexed_size(entry, size, "a repeated axis")
 
 
+def _read_side(side: str, numbers: dict[str, int], sizes: list[Size | None], string: str) -> Groups:
     groups: list[tuple[int, ...]] = []
     open_group: list[int] | None = None
     if _TOKEN.sub("", side).strip():
@@ -315,7 +316,6 @@ class Rearrange(Circuit):
         (count,) = gained(self, children).ranks
         return self._make((self.spec.batched(count),), children, self.op_name)
 
-    def _text(self) -> str:
     def push_index(self, index: AxisIndices) -> Pushed:
         """Along axes that are neither split nor merged: permuted, repeated (nothing is read), of size 1."""
         taken = tuple(
@@ -332,6 +332,7 @@ class Rearrange(Circuit):
 
         return Pushed(taken, reads, build)
 
+    def _text(self) -> str:
         return spec_text(self.spec)
 
 
