@@ -198,6 +198,20 @@ class Einsum(Circuit):
         )
         return self._make((in_axes, new + self.out_axes), children, self.op_name)
 
+    def push_index(self, index: AxisIndices) -> Pushed:
+        """To the operands that have the axis; an integer takes the axis out of the einsum. Diagonals take none."""
+        once = [self.out_axes.count(axis) == 1 for axis in self.out_axes]
+        taken = tuple(entry if ok else FULL for entry, ok in zip(index, once, strict=True))
+        entries = dict(zip(self.out_axes, taken, strict=True))
+        reads = tuple(
+            (child, tuple(entries.get(axis, FULL) for axis in axes)) for child, axes in self.args
+        )
+        in_axes = tuple(
+            without_integers(axes, part) for axes, (_, part) in zip(self.in_axes, reads, strict=True)
+        )
+        attributes = (in_axes, without_integers(self.out_axes, taken))
+        return Pushed(taken, reads, lambda children: self._make(attributes, children, self.op_name))
+
     def _text(self) -> str:
         return ",".join(map(_write_axes, self.in_axes)) + "->" + _write_axes(self.out_axes)
 
