@@ -213,7 +213,7 @@ class Einsum(Circuit):
         return Pushed(taken, reads, lambda children: self._make(attributes, children, self.op_name))
 
     def _text(self) -> str:
-        return ",".join(map(_write_axes, self.in_axes)) + "->" + _write_axes(self.out_axes)
+        return write_einsum(self.in_axes, self.out_axes)
 
 
 def axis_letter(number: int) -> str:
@@ -233,6 +233,11 @@ def _axis_number(letter: str) -> int:
 
 def _read_axes(word: str) -> Axes:
     return tuple(map(_axis_number, word))
+
+
+def write_einsum(in_axes: tuple[Axes, ...], out_axes: Axes) -> str:
+    """The einsum with a letter an axis: `"qd,cd->qc"`."""
+    return ",".join(map(_write_axes, in_axes)) + "->" + _write_axes(out_axes)
 
 
 def _write_axes(axes: Axes) -> str:

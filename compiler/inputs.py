@@ -1,0 +1,171 @@
+"""The inputs of a compiled circuit: which nodes they stand for, and what may be given for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+import torch
+
+from tapeout.ir import Array, Circuit, DiscreteVar, GeneralFunction, Matcher, Symbol, postorder
+from tapeout.ir.dtypes import dtype_name
+from tapeout.ir.errors import DataError, MatchError, ModuleBindingError, ShapeError, TypeMismatchError
+from tapeout.ir.functions import GenIndex
+from tapeout.ir.sizes import dim, format_shape, is_concrete
+
+BATCH = dim("BATCH")
+_NAMESPACE = UUID("0d3a5b58-3c0f-4a39-9b8e-6b7f2f9e4c11")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A run-time input.
+
+    Attributes:
+        name: the argument's name.
+        symbol: one row of it [...].
+        batched: the same with the batch axis first [BATCH, ...].
+        below: for an index, its entries must be less than this; None if it is no index.
+    """
+
+    name: str
+    symbol: Symbol
+    batched: Symbol
+    below: int | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.batched.torch_dtype or torch.float32
+
+
+def find_inputs(
+    roots: Sequence[Circuit], names: Sequence[str | Circuit], dtype: torch.dtype
+) -> tuple[list[Circuit], list[Input]]:
+    """The circuits with symbols in the places of the inputs, and the inputs.
+
+    Args:
+        roots: the circuits.
+        names: names of symbols, arrays or random variables, or these nodes.
+        dtype: the dtype of an input that is no index and whose own is undetermined.
+
+    Raises:
+        MatchError: if a name matches nothing that can be an input.
+        ModuleBindingError: if a free symbol is not among the inputs.
+        ShapeError: if an input has symbolic sizes.
+    """
+    nodes = [_input_node(roots, name) for name in names]
+    roots = list(roots)
+    inputs = []
+    for name, node in zip(names, nodes, strict=True):
+        label = name if isinstance(name, str) else node.name
+        limit = _index_limit(roots, node)
+        kind = node.torch_dtype or (torch.int64 if limit is not None else dtype)
+        if not kind.is_floating_point and node.torch_dtype is None and limit is None:
+            kind = dtype
+        if kind.is_floating_point:
+            kind = dtype
+        symbol = Symbol(node.shape, uuid5(_NAMESPACE, label), label, kind)
+        roots = [root.update(Matcher.circuits(node), lambda _, new=symbol: new) for root in roots]  # type: ignore[misc]
+        batched = Symbol((BATCH, *node.shape), uuid5(_NAMESPACE, f"{label} batched"), label, kind)
+        inputs.append(Input(label, symbol, batched, limit))
+    _check_all_bound(roots, inputs)
+    return roots, inputs
+
+
+def _input_node(roots: Sequence[Circuit], name: str | Circuit) -> Circuit:
+    found = {node for root in roots for node in root.get(name) if isinstance(node, Symbol | Array | DiscreteVar)}
+    if len(found) != 1:
+        candidates = sorted({symbol.name for root in roots for symbol in root.free_symbols})
+        raise MatchError(
+            f"{len(found)} symbols, arrays or random variables match the input {name!r}",
+            facts=sorted(map(repr, found))[:8],
+            hint=f"name one; free symbols are {', '.join(candidates) or 'none'}",
+        )
+    node = found.pop()
+    if not is_concrete(node.shape):
+        raise ShapeError(
+            f"the input {node!r} has the symbolic shape {format_shape(node.shape)}",
+            hint="give one row a concrete shape; the batch axis is added in front",
+        )
+    return node
+
+
+def _index_limit(roots: Sequence[Circuit], node: Circuit) -> int | None:
+    """The smallest axis that the node, or entries of it, index; None if it indexes nothing."""
+    aliases = {node}
+    limits = []
+    for each in postorder(*roots):
+        if each.kind in ("Index", "Rearrange") and each.children[0] in aliases:
+            aliases.add(each)
+        if isinstance(each, GeneralFunction) and isinstance(each.spec, GenIndex) and each.children[1] in aliases:
+            x, index = each.children
+            size = x.shape[each.spec._axis(x.shape, index.shape)]
+            limits += [size] if isinstance(size, int) else []
+    return min(limits, default=None)
+
+
+def _check_all_bound(roots: Sequence[Circuit], inputs: Sequence[Input]) -> None:
+    known = {each.symbol for each in inputs}
+    free = sorted({repr(symbol) for root in roots for symbol in root.free_symbols - known})
+    if free:
+        raise ModuleBindingError(
+            f"symbols are neither bound nor inputs: {', '.join(free)}", hint="name them in `inputs`, or bind them"
+        )
+
+
+def check_values(inputs: Sequence[Input], values: Mapping[str, torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """The values in the order of the inputs.
+
+    Raises:
+        ModuleBindingError: for a missing or unknown name.
+        ShapeError, TypeMismatchError, DataError: for a value that is wrong; what is given never becomes a wrong number.
+    """
+    names = {each.name for each in inputs}
+    if set(values) != names:
+        missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
+        parts = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(unknown)}"] * bool(unknown)
+        raise ModuleBindingError(
+            f"wrong inputs: {'; '.join(parts)}", hint=f"the inputs are {', '.join(each.name for each in inputs) or 'none'}"
+        )
+    rows: int | None = None
+    for each in inputs:
+        value = values[each.name]
+        _check_value(each, value, device)
+        if rows is not None and value.shape[0] != rows:
+            raise ShapeError(
+                f"input {each.name!r} has {value.shape[0]} rows, {inputs[0].name!r} has {rows}",
+                hint="all inputs share the leading batch axis",
+            )
+        rows = value.shape[0]
+    return [values[each.name] for each in inputs]
+
+
+def _check_value(each: Input, value: torch.Tensor, device: torch.device) -> None:
+    expected = format_shape(each.batched.shape)
+    if not isinstance(value, torch.Tensor):
+        raise TypeMismatchError(f"input {each.name!r} is {type(value).__name__}", hint="give a torch.Tensor")
+    if value.ndim != each.batched.rank or tuple(value.shape[1:]) != each.symbol.shape:
+        raise ShapeError(
+            f"input {each.name!r} has shape {list(value.shape)}, not {expected}",
+            hint="one row a prompt; prompts of another length need a circuit of their own",
+        )
+    if value.shape[0] == 0:
+        raise DataError(f"input {each.name!r} has no rows", hint="give at least one")
+    if value.dtype is not each.dtype:
+        raise TypeMismatchError(
+            f"input {each.name!r} has dtype {dtype_name(value.dtype)}, not {dtype_name(each.dtype)}",
+            hint=f"convert it: {each.name}.to(torch.{dtype_name(each.dtype)})",
+        )
+    if value.device != device:
+        raise TypeMismatchError(
+            f"input {each.name!r} is on {value.device}, the compiled circuit on {device}",
+            hint=f"move it: {each.name}.to({str(device)!r}), or the circuit: compiled.to({str(value.device)!r})",
+        )
+    if each.below is not None:
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= each.below:
+            raise DataError(
+                f"input {each.name!r} holds {low if low < 0 else high}, outside 0 to {each.below - 1}",
+                hint="tokens must come from the tokenizer of this model",
+            )

@@ -1,0 +1,150 @@
+"""Functions that stand for a whole pattern of nodes, because backends have a kernel for it.
+
+They are functions like any other: with a shape rule and a definition in torch that the reference
+evaluates. Only the compiler makes them, by recognising the patterns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tapeout.ir.circuit import Circuit
+from tapeout.ir.dtypes import join_dtypes
+from tapeout.ir.einsum import Axes, Einsum, write_einsum
+from tapeout.ir.errors import ShapeError, UnsupportedError
+from tapeout.ir.functions import Function
+from tapeout.ir.sizes import Shape, SizeMismatch, Unifier, format_shape
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """`einsum(x, weight) + bias`: x and weight share the contracted axes and no other.
+
+    Attributes:
+        x_axes: the axes of x.
+        weight_axes: the axes of the weight.
+        bias_axes: the axes of the bias, all of them of the weight alone; None without a bias.
+        out_axes: the axes of the result.
+    """
+
+    x_axes: Axes
+    weight_axes: Axes
+    bias_axes: Axes | None
+    out_axes: Axes
+
+    @property
+    def name(self) -> str:
+        text = write_einsum((self.x_axes, self.weight_axes), self.out_axes)
+        return f"linear_{text}" + ("" if self.bias_axes is None else "+" + write_einsum((self.bias_axes,), ())[:-2])
+
+    def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
+        x, weight, *bias = node.children
+        product = Einsum((x, self.x_axes), (weight, self.weight_axes), out_axes=self.out_axes, name=None)
+        if bias and self.bias_axes is not None:
+            sizes = dict(zip(self.out_axes, product.shape, strict=True))
+            if tuple(sizes.get(axis) for axis in self.bias_axes) != bias[0].shape:
+                raise ShapeError(f"{self.name}: bias {bias[0]!r} does not fit {product!r}", hint="one size an axis")
+        return product.shape, join_dtypes(node, node.children)
+
+    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
+        raise _not_expanded(self.name)
+
+    def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
+        x, weight, *bias = tensors
+        out = torch.einsum(x, list(self.x_axes), weight, list(self.weight_axes), list(self.out_axes))
+        if not bias or self.bias_axes is None:
+            return out
+        order = [self.bias_axes.index(axis) for axis in self.out_axes if axis in self.bias_axes]
+        sizes = [size if axis in self.bias_axes else 1 for axis, size in zip(self.out_axes, out.shape, strict=True)]
+        return out + bias[0].permute(order).reshape(sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Layer normalisation of the last axis, with scale and bias: children x [..., h], scale [h], bias [h]."""
+
+    eps: float
+
+    @property
+    def name(self) -> str:
+        return f"layer_norm_{self.eps!r}"
+
+    def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
+        return node.children[0].shape, join_dtypes(node, node.children)
+
+    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
+        raise _not_expanded(self.name)
+
+    def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
+        x, scale, bias = tensors
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], scale, bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class RMSNorm:
+    """Root-mean-square normalisation of the last axis, with scale: children x [..., h], scale [h]."""
+
+    eps: float
+
+    @property
+    def name(self) -> str:
+        return f"rms_norm_{self.eps!r}"
+
+    def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
+        return node.children[0].shape, join_dtypes(node, node.children)
+
+    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
+        raise _not_expanded(self.name)
+
+    def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
+        x, scale = tensors
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], scale, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Softmax attention: queries [..., q, c], keys [..., k, c], values [..., k, v] and perhaps a mask [q, k] of 0 and 1.
+
+    Attributes:
+        scale: factor of the scores.
+        causal: whether a query attends to keys at its own place and before only (as many queries as keys).
+    """
+
+    scale: float
+    causal: bool
+
+    @property
+    def name(self) -> str:
+        return f"attention_{'causal_' * self.causal}{self.scale!r}"
+
+    def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
+        q, k, v = node.children[:3]
+        unifier = Unifier()
+        try:
+            batch = tuple(unifier.unify(a, b) for a, b in zip(q.shape[:-2], k.shape[:-2], strict=True))
+            batch = tuple(unifier.unify(a, b) for a, b in zip(batch, v.shape[:-2], strict=True))
+            unifier.unify(q.shape[-1], k.shape[-1])
+            unifier.unify(k.shape[-2], v.shape[-2])
+        except (SizeMismatch, ValueError):
+            shapes = ", ".join(format_shape(child.shape) for child in (q, k, v))
+            raise ShapeError(f"{self.name}: {shapes} do not fit", hint="[..., q, c], [..., k, c], [..., k, v]") from None
+        return (*batch, q.shape[-2], v.shape[-1]), join_dtypes(node, node.children[:3])
+
+    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
+        raise _not_expanded(self.name)
+
+    def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
+        q, k, v, *mask = tensors
+        scores = self.scale * (q @ k.transpose(-1, -2))
+        allowed = mask[0].bool() if mask else None
+        if self.causal:
+            allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        return torch.softmax(scores, -1) @ v
+
+
+def _not_expanded(name: str) -> UnsupportedError:
+    return UnsupportedError(f"{name} is never expanded", hint="expand circuits before kernels are recognised")

@@ -1,0 +1,227 @@
+"""Re-roll: isomorphic siblings become one batched node.
+
+A sum over split heads is a sum of like terms that differ in which slice of a weight they read. Such
+terms are found by a signature, computed once from the leaves up: `Index(w, i)` is a hole keyed by `w`
+and the axis; a node over holes is keyed by its kind, attributes and its children's keys; everything
+else by identity. Terms of equal key are stacked by pushing the stack down: equal children stay shared,
+the slices `w[0], w[1], ...` are `w`, a run of them is a slice of `w`, children that repeat in blocks
+are stacked once and repeated. What remains is one node expanded over a new leading axis; a sum of such
+einsums contracts that axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tapeout.ir import Add, Array, Circuit, Einsum, Index, Rearrange, RearrangeSpec, postorder
+from tapeout.ir.axis_index import FULL, AxisIndex, Span
+from tapeout.passes.base import register
+from tapeout.passes.execution import ExecutionPass, Origins, Roots
+
+_MIN_GROUP = 2
+
+
+@register("reroll", requires="inlined", ensures="like terms of a sum that read slices of shared weights are one batched node")
+@dataclass(frozen=True)
+class Reroll(ExecutionPass):
+    """A sum of isomorphic terms that read slices of the same weights becomes one contraction over a head axis."""
+
+    def run_many(self, roots: Roots, origins: Origins) -> Roots:
+        roller = _Roller(origins)
+        memo: dict[Circuit, Circuit] = {}
+        for node in postorder(*roots):
+            over = origins.hand_on(node.with_children(tuple([memo[child] for child in node.children])), node)
+            memo[node] = origins.hand_on(roller.roll(over), node)
+        return tuple(memo[root] for root in roots)
+
+
+Slot = tuple[Circuit, int]
+"""A tensor and an axis of it: what slices are taken of."""
+
+
+class _Roller:
+    def __init__(self, origins: Origins) -> None:
+        self.origins = origins
+        self._keys: dict[Circuit, int] = {}
+        self._numbers: dict[object, int] = {}
+        self._stacks: dict[tuple[Circuit, ...], Circuit | None] = {}
+
+    # -- finding
+
+    def key(self, node: Circuit) -> int:
+        """Equal for nodes that differ in the positions of their holes only."""
+        known = self._keys.get(node)
+        if known is not None:
+            return known
+        for each in postorder_until(node, self._keys):
+            self._keys[each] = self._numbers.setdefault(self._signature(each), len(self._numbers))
+        return self._keys[node]
+
+    def _signature(self, node: Circuit) -> object:
+        slot = _hole(node)
+        if slot is not None:
+            return ("hole", *slot)
+        keys = tuple(self._keys[child] for child in node.children)
+        if all(key == self._numbers.get(child) for key, child in zip(keys, node.children, strict=True)):
+            return node  # no hole below: keyed by itself
+        return (type(node), node._variety, keys)
+
+    # -- rolling up
+
+    def roll(self, node: Circuit) -> Circuit:
+        """The node, its like summands contracted, if it is a sum of such."""
+        if not isinstance(node, Add) or len(node.children) < _MIN_GROUP:
+            return node
+        groups: dict[int, list[Circuit]] = {}
+        for child in node.children:
+            groups.setdefault(self.key(child), []).append(child)
+        if all(len(group) < _MIN_GROUP for group in groups.values()):
+            return node
+        terms: list[Circuit] = []
+        for group in groups.values():
+            terms += self._contract(group)
+        if len(terms) == len(node.children):
+            return node
+        return terms[0] if len(terms) == 1 and terms[0].shape == node.shape else Add(*terms, name=None)
+
+    def _contract(self, group: list[Circuit]) -> list[Circuit]:
+        """The sum of like terms, as few nodes as possible."""
+        if len(group) < _MIN_GROUP or len(set(group)) < len(group):
+            return group
+        stacked = self.stack(tuple(group))
+        if stacked is None:
+            return group
+        rank = group[0].rank
+        if isinstance(stacked, Einsum):
+            summed: Circuit = Einsum(*stacked.args, out_axes=stacked.out_axes[1:], name=None)
+        else:
+            axes = tuple(range(rank + 1))
+            summed = Einsum((stacked, axes), out_axes=axes[1:], name=None)
+        return [self.origins.hand_on(summed, *group)]
+
+    def stack(self, members: tuple[Circuit, ...]) -> Circuit | None:
+        """The members along a new leading axis without copying a weight; None if there is no such node.
+
+        Only for members of equal key. Equal members are not stacked: the caller shares them.
+        """
+        if members in self._stacks:
+            return self._stacks[members]
+        todo = [members]
+        while todo:
+            current = todo[-1]
+            if current in self._stacks:
+                todo.pop()
+                continue
+            missing = [part for part in self._parts(current) if part not in self._stacks]
+            if missing:
+                todo.extend(missing)
+                continue
+            todo.pop()
+            result = self._stack_over_parts(current)
+            if result is not None:
+                self.origins.hand_on(result, *current)
+            self._stacks[current] = result
+        return self._stacks[members]
+
+    def _parts(self, members: tuple[Circuit, ...]) -> list[tuple[Circuit, ...]]:
+        """The tuples that must be stacked before the members can be."""
+        if _hole(members[0]) is not None:
+            return []
+        block = _block(members)
+        if block > 1:
+            return [members[::block]] if len(members) > block else []
+        columns = zip(*(member.children for member in members), strict=True)
+        return [column for column in columns if len(set(column)) > 1]
+
+    def _stack_over_parts(self, members: tuple[Circuit, ...]) -> Circuit | None:
+        if _hole(members[0]) is not None:
+            return _stack_holes(members)
+        block = _block(members)
+        if block > 1:
+            inner = self._stacks[members[::block]]
+            return None if inner is None else _repeat_blocks(inner, block)
+        children = []
+        for column in zip(*(member.children for member in members), strict=True):
+            child = self._stacks[column] if len(set(column)) > 1 else column[0]
+            if child is None:
+                return None
+            children.append(child)
+        return members[0].expand(tuple(children))
+
+
+def _hole(node: Circuit) -> Slot | None:
+    """The slot of which the node is one entry, if it is `Index(w, i)` of a constant with one integer index."""
+    if not isinstance(node, Index) or not isinstance(node.node, Array):
+        return None
+    axes = [axis for axis, index in enumerate(node.axis_indices) if index != FULL]
+    return (node.node, axes[0]) if len(axes) == 1 and isinstance(node.axis_indices[axes[0]], int) else None
+
+
+def _position(node: Circuit, axis: int) -> int:
+    index = node.axis_indices[axis]  # type: ignore[attr-defined]
+    return int(index) % int(node.children[0].shape[axis])  # type: ignore[arg-type]
+
+
+def _stack_holes(members: Sequence[Circuit]) -> Circuit | None:
+    """Entries of one tensor along an axis as a view of it; None if they are no run, possibly of repeated entries."""
+    slot = _hole(members[0])
+    if slot is None or any(_hole(member) != slot for member in members):
+        return None
+    tensor, axis = slot
+    positions = [_position(member, axis) for member in members]
+    block = _block(positions)
+    run = positions[::block]
+    if run != list(range(run[0], run[0] + len(run))):
+        return None
+    span = FULL if len(run) == tensor.shape[axis] else Span(run[0], run[0] + len(run))
+    view: Circuit = tensor
+    if span != FULL:
+        index: tuple[AxisIndex, ...] = (FULL,) * axis + (span,) + (FULL,) * (tensor.rank - axis - 1)
+        view = Index(tensor, index, name=None)
+    if axis:
+        order = [axis, *(i for i in range(tensor.rank) if i != axis)]
+        view = Rearrange(view, RearrangeSpec.permute(order), name=None)
+    return _repeat_blocks(view, block) if block > 1 else view
+
+
+def _block(items: Sequence[object]) -> int:
+    """The largest n such that the items come in blocks of n equal ones: 3 for a, a, a, b, b, b."""
+    first = 1
+    while first < len(items) and items[first] == items[0]:
+        first += 1
+    if len(items) % first:
+        return 1
+    starts = range(0, len(items), first)
+    same = all(items[start + i] == items[start] for start in starts for i in range(first))
+    return first if same else 1
+
+
+def _repeat_blocks(node: Circuit, block: int) -> Circuit:
+    """Each entry of the leading axis `block` times in place."""
+    rank = node.rank
+    inputs = tuple((i,) for i in range(rank))
+    outputs = ((0, rank), *inputs[1:])
+    return Rearrange(node, RearrangeSpec(inputs, outputs, (None,) * rank + (block,)), name=None)
+
+
+def postorder_until(root: Circuit, done: dict[Circuit, int]) -> list[Circuit]:
+    """The nodes below and at the root that are not in `done`, children first."""
+    out: list[Circuit] = []
+    seen: set[Circuit] = set()
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node in done or node in seen:
+            stack.pop()
+            continue
+        pending = [child for child in node.children if child not in done and child not in seen]
+        if pending:
+            stack.extend(pending)
+            continue
+        stack.pop()
+        seen.add(node)
+        out.append(node)
+    return out
+
+
