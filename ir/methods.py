@@ -171,9 +171,10 @@ class CircuitMethods:
 
         node = self._self
         gone = _axes(axes, node.rank, node)
-        inputs = tuple(() if i in gone else (i,) for i in range(node.rank))
-        outputs = tuple((i,) for i in range(node.rank) if i not in gone)
-        spec = RearrangeSpec(inputs, outputs, (None,) * node.rank)
+        kept = iter(range(node.rank - len(gone)))
+        inputs = tuple(() if axis in gone else (next(kept),) for axis in range(node.rank))
+        outputs = tuple(group for group in inputs if group)
+        spec = RearrangeSpec(inputs, outputs, (None,) * len(outputs))
         return Rearrange(node, spec, _automatic() if name is None else name)
 
     def flatten(self, name: str | None = None) -> Rearrange:
