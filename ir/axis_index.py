@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
@@ -75,14 +76,20 @@ def axis_index(index: Any) -> AxisIndex:
             raise ShapeError(
                 f"a slice with step {index.step} is not supported", hint="use a tensor of positions instead"
             )
-        return Span(*(None if bound is None else int(bound) for bound in (index.start, index.stop)))
+        return Span(*(None if bound is None else _integer(bound) for bound in (index.start, index.stop)))
     if isinstance(index, torch.Tensor) and index.ndim > 0:
         return _picks(index)
     if isinstance(index, (list, tuple)):
-        return _picks(torch.tensor(index, dtype=torch.int64))
+        return _picks(torch.tensor([_integer(item) for item in index], dtype=torch.int64))
+    return _integer(index)
+
+
+def _integer(index: Any) -> int:
     try:
-        return int(index)
-    except (TypeError, ValueError):
+        if isinstance(index, bool):
+            raise TypeError
+        return operator.index(index)
+    except TypeError:
         raise ShapeError(
             f"not an index of an axis: {index!r}",
             hint="use an integer, a slice without step, or a 1-D tensor of integers",
