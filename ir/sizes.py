@@ -6,10 +6,13 @@ dimension `?` is a wildcard: it says that nothing is known, and agrees with ever
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
+from tapeout.ir.errors import ShapeError
 from tapeout.ir.quote import quote
 
 _WILDCARD = "?"
@@ -64,10 +67,23 @@ def symbolic_sizes(count: int = 26) -> list[SymbolicSize]:
 
 
 def as_shape(shape: Iterable[SizeIn]) -> Shape:
-    """The shape with `None` read as the wildcard size."""
+    """The shape with `None` read as the wildcard size.
+
+    Raises:
+        ShapeError: if a size is negative or no integer.
+    """
     return tuple(
-        UNKNOWN if size is None else size if isinstance(size, SymbolicSize) else int(size) for size in shape
+        UNKNOWN if size is None else size if isinstance(size, SymbolicSize) else _whole(size)
+        for size in shape
     )
+
+
+def _whole(size: int) -> int:
+    if not isinstance(size, SupportsIndex) or isinstance(size, bool) or operator.index(size) < 0:
+        raise ShapeError(
+            f"not a size: {size!r}", hint="a size is an integer from 0, a symbolic size, or None for unknown"
+        )
+    return operator.index(size)
 
 
 def format_shape(shape: Sequence[Size]) -> str:
@@ -176,6 +192,6 @@ class Unifier:
         quotient = divide(right, left.factor)
         if quotient is None or (isinstance(right, SymbolicSize) and left.dims == right.dims):
             raise SizeMismatch
-        if quotient != UNKNOWN:
+        if quotient != UNKNOWN and left.dims[0] not in getattr(quotient, "dims", ()):
             self.known[left.dims[0]] = quotient
         return right
