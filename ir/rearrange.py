@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -16,6 +17,7 @@ from tapeout.ir.einsum import axis_letter
 from tapeout.ir.errors import ParseError, ShapeError
 from tapeout.ir.index_rules import AxisIndices, Pushed, without_integers
 from tapeout.ir.sizes import (
+    UNKNOWN,
     Shape,
     Size,
     SizeIn,
@@ -28,6 +30,7 @@ from tapeout.ir.sizes import (
 )
 
 Groups = tuple[tuple[int, ...], ...]
+_GROUPS = re.compile(r"([^()]|\([^()]*\))*")
 _TOKEN = re.compile(r"\(|\)|[A-Za-z_]\w*(?::\d+)?|\d+")
 
 
@@ -58,7 +61,12 @@ class RearrangeSpec:
         numbers: dict[str, int] = {}
         sizes: list[Size | None] = []
         groups = [_read_side(side, numbers, sizes, string) for side in (left, right)]
-        return RearrangeSpec(groups[0], groups[1], tuple(sizes))
+        spec = RearrangeSpec(groups[0], groups[1], tuple(sizes))
+        if spec.has_repeats():
+            raise ParseError(
+                f"an axis occurs twice on one side: {string!r}", hint="use Einsum to take or make a diagonal"
+            )
+        return spec
 
     @staticmethod
     def permute(order: Sequence[int]) -> RearrangeSpec:
@@ -91,6 +99,11 @@ class RearrangeSpec:
             for i in range(rank + len(axes))
         )
         return RearrangeSpec(tuple((i,) for i in range(rank)), output, (None,) * rank + tuple(counts))
+
+    def has_repeats(self) -> bool:
+        """Whether an elementary axis occurs more than once on one side; in a valid spec none does."""
+        sides = ([n for group in groups for n in group] for groups in (self.input_ints, self.output_ints))
+        return any(len(set(side)) < len(side) for side in sides)
 
     def is_identity(self) -> bool:
         return self.input_ints == self.output_ints
@@ -212,7 +225,7 @@ def _indexed_part(size: Size | None, entry: AxisIndex, is_read: bool) -> Size | 
 def _read_side(side: str, numbers: dict[str, int], sizes: list[Size | None], string: str) -> Groups:
     groups: list[tuple[int, ...]] = []
     open_group: list[int] | None = None
-    if _TOKEN.sub("", side).strip():
+    if _TOKEN.sub("", side).strip() or not _GROUPS.fullmatch(side):
         raise ParseError(f"not a rearrangement: {string!r}", hint='write it as "a (b c:2) -> b a c"')
     for token in _TOKEN.findall(side):
         if token == "(":
@@ -223,7 +236,7 @@ def _read_side(side: str, numbers: dict[str, int], sizes: list[Size | None], str
         elif token == "1" and open_group is None:
             groups.append(())
         else:
-            number = _read_axis(token, numbers, sizes)
+            number = _read_axis(token, numbers, sizes, string)
             if open_group is None:
                 groups.append((number,))
             else:
@@ -231,7 +244,7 @@ def _read_side(side: str, numbers: dict[str, int], sizes: list[Size | None], str
     return tuple(groups)
 
 
-def _read_axis(token: str, numbers: dict[str, int], sizes: list[Size | None]) -> int:
+def _read_axis(token: str, numbers: dict[str, int], sizes: list[Size | None], string: str) -> int:
     if token.isdigit():
         sizes.append(int(token))
         return len(sizes) - 1
@@ -240,6 +253,8 @@ def _read_axis(token: str, numbers: dict[str, int], sizes: list[Size | None]) ->
         numbers[name] = len(sizes)
         sizes.append(None)
     if size:
+        if sizes[numbers[name]] not in (None, int(size)):
+            raise ParseError(f"axis {name!r} has two sizes: {string!r}", hint="give its size once")
         sizes[numbers[name]] = int(size)
     return numbers[name]
 
@@ -268,7 +283,7 @@ class Rearrange(Circuit):
 
     @staticmethod
     def reshape(node: Circuit, shape: Iterable[SizeIn], name: str | None = _AUTONAME) -> Rearrange:
-        """A reshape in row-major order.
+        """A reshape in row-major order: one node, or two where the shapes have no common factors.
 
         Raises:
             ShapeError: if the number of elements differs.
@@ -279,8 +294,8 @@ class Rearrange(Circuit):
                 f"cannot reshape {node!r} to {format_shape(target)}: {node.numel} elements against {multiply(target)}",
                 hint="the product of the sizes must stay the same",
             )
-        inputs, outputs, sizes = _common_factors(node, target)
-        return Rearrange(node, RearrangeSpec(inputs, outputs, sizes), name)
+        spec = _common_factors(node.shape, target)
+        return node.flatten().unflatten(target, name) if spec is None else Rearrange(node, spec, name)
 
     @property
     def node(self) -> Circuit:
@@ -296,6 +311,8 @@ class Rearrange(Circuit):
         outputs = {number for group in spec.output_ints for number in group}
         lost = [number for number in inputs - outputs if spec.int_sizes[number] not in (1, None)]
         try:
+            if spec.has_repeats():
+                raise SizeMismatch
             sizes = spec.sizes(child.shape)
         except SizeMismatch:
             raise ShapeError(
@@ -346,45 +363,41 @@ def spec_text(spec: RearrangeSpec) -> str:
         return spec.numbered_text()
 
 
-def _common_factors(node: Circuit, target: Shape) -> tuple[Groups, Groups, tuple[Size | None, ...]]:
-    """Elementary axes from which both shapes can be made by merging neighbours.
+def _common_factors(source: Shape, target: Shape) -> RearrangeSpec | None:
+    """The spec over elementary axes that make both shapes by merging neighbours; None if there are none."""
+    bounds: list[Size] = [1]
+    ends = [_walls(shape)[1:] for shape in (source, target)]
+    while ends[0] or ends[1]:
+        first = _first_end(*(side[0] if side else None for side in ends))
+        if first is None:
+            return None
+        if first != bounds[-1]:
+            bounds.append(first)
+        for side in ends:
+            if side and side[0] == first:
+                side.pop(0)
+    place = {bound: i for i, bound in enumerate(bounds)}
 
-    Raises:
-        ShapeError: if there are none (neither shape's axes divide the other's).
-    """
-    sizes: list[Size | None] = []
-    inputs: list[tuple[int, ...]] = []
-    outputs: list[tuple[int, ...]] = []
-    ins, outs = list(node.shape), list(target)
-    group_in: list[int] = []
-    group_out: list[int] = []
-    while ins or outs:
-        left, right = (ins[0] if ins else 1), (outs[0] if outs else 1)
-        if left == right and left != 1:
-            part: Size = left
-        elif left == 1 or right == 1:
-            part = 1
-        else:
-            if isinstance(left, int) and isinstance(right, int):
-                part = left if right % left == 0 else right if left % right == 0 else 0
-            else:
-                part = left if isinstance(left, int) else right
-            if part == 0:
-                raise ShapeError(
-                    f"cannot reshape {node!r} to {format_shape(target)} with one Rearrange",
-                    hint="flatten it first, then unflatten",
-                )
-        if part != 1:
-            sizes.append(part)
-            group_in.append(len(sizes) - 1)
-            group_out.append(len(sizes) - 1)
-        for rest, group, groups, size in ((ins, group_in, inputs, left), (outs, group_out, outputs, right)):
-            if rest and (part != 1 or size == 1):
-                quotient = divide(size, part)
-                if quotient == 1:
-                    rest.pop(0)
-                    groups.append(tuple(group))
-                    group.clear()
-                elif quotient is not None:
-                    rest[0] = quotient
-    return tuple(inputs), tuple(outputs), tuple(sizes)
+    def groups(shape: Shape) -> Groups:
+        return tuple(tuple(range(place[start], place[stop])) for start, stop in pairwise(_walls(shape)))
+
+    sizes = tuple(divide(stop, start) for start, stop in pairwise(bounds))
+    return RearrangeSpec(groups(source), groups(target), sizes)
+
+
+def _walls(shape: Shape) -> list[Size]:
+    """The products of the first 0, 1, 2, ... sizes."""
+    walls: list[Size] = [1]
+    for size in shape:
+        walls.append(multiply((walls[-1], size)))
+    return walls
+
+
+def _first_end(left: Size | None, right: Size | None) -> Size | None:
+    """Which of two products comes first: the one that divides the other. None if neither is known to."""
+    if left is None or right is None or left == right:
+        known = right if left is None else left
+        return None if known in (0, UNKNOWN) else known
+    if divide(right, left) not in (None, UNKNOWN) and right != 0:
+        return left
+    return right if divide(left, right) not in (None, UNKNOWN) and left != 0 else None
