@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from tapeout.ir.errors import TypeMismatchError, UnsupportedError
+from tapeout.ir.errors import ShapeError, TypeMismatchError, UnsupportedError
 
 if TYPE_CHECKING:
     from tapeout.ir.add import Add
@@ -128,9 +128,11 @@ class CircuitMethods:
         node = self._self
         if axis is None:
             node = node.flatten()
-        elif axis % node.rank != node.rank - 1:
-            order = [i for i in range(node.rank) if i != axis % node.rank] + [axis % node.rank]
-            node = Rearrange(node, RearrangeSpec.permute(order))
+        else:
+            (at,) = _axes(axis, node.rank, node)
+            if at != node.rank - 1:
+                order = [i for i in range(node.rank) if i != at] + [at]
+                node = Rearrange(node, RearrangeSpec.permute(order))
         return GeneralFunction(node, spec=FUNCTIONS[function], name=_automatic() if name is None else name)
 
     # -- indexing and reshaping
@@ -150,14 +152,13 @@ class CircuitMethods:
 
         node = self._self
         where = [axes] if isinstance(axes, int) else list(axes)
-        sizes = (
-            [1] * len(where)
-            if counts is None
-            else [counts] * len(where)
-            if isinstance(counts, int)
-            else counts
-        )
+        sizes = list([1] * len(where) if counts is None else [counts] * len(where) if isinstance(counts, int) else counts)
         total = node.rank + len(where)
+        if len(_axes(where, total, node)) != len(where) or len(sizes) != len(where):
+            raise ShapeError(
+                f"cannot expand {node!r} at axes {where} with sizes {sizes}",
+                hint="give each new axis once, and as many sizes as axes (or none: they are 1)",
+            )
         spec = RearrangeSpec.expand_at_axes(node.rank, [axis % total for axis in where], as_shape(sizes))
         return Rearrange(node, spec, _automatic() if name is None else name)
 
@@ -186,14 +187,23 @@ class CircuitMethods:
         )
 
     def unflatten(self, shape: Iterable[SizeIn], name: str | None = None) -> Rearrange:
-        """The one axis as several."""
+        """The one axis as several.
+
+        Raises:
+            ShapeError: if there is not one axis, or the product of the sizes is another.
+        """
+        if self._self.rank != 1:
+            raise ShapeError(
+                f"unflatten takes a node with one axis, not {self._self!r}", hint="use unflatten_axis(axis, shape)"
+            )
         return self.unflatten_axis(0, shape, name)
 
     def unflatten_axis(self, axis: int, shape: Iterable[SizeIn], name: str | None = None) -> Rearrange:
         """One axis as several."""
         from tapeout.ir.rearrange import Rearrange, RearrangeSpec
 
-        spec = RearrangeSpec.unflatten_axis(self._self.rank, axis % self._self.rank, shape)
+        (at,) = _axes(axis, self._self.rank, self._self)
+        spec = RearrangeSpec.unflatten_axis(self._self.rank, at, shape)
         return Rearrange(self._self, spec, _automatic() if name is None else name)
 
     def rearrange(self, spec: RearrangeSpec, name: str | None = None) -> Rearrange:
@@ -439,5 +449,5 @@ class CircuitMethods:
 def _axes(axis: int | Sequence[int] | None, rank: int, node: Circuit) -> set[int]:
     axes = range(rank) if axis is None else [axis] if isinstance(axis, int) else axis
     if any(not -rank <= a < rank for a in axes):
-        raise TypeMismatchError(f"{node!r} has no axis {axis}", hint=f"its rank is {rank}")
+        raise ShapeError(f"{node!r} has no axis {axis}", hint=f"axes are from {-rank} to {rank - 1}")
     return {a % rank for a in axes}
