@@ -50,7 +50,7 @@ class Array(Circuit):
         # The known node keeps its storage alive, so equal addresses mean the same memory.
         digest = known.tensor_hash if known is not None else hash_tensor(value)
         node = cls._make((digest, tuple(value.shape), value.dtype, str(value.device)), (), name)
-        if not hasattr(node, "_value"):
+        if not node._is_sound():
             node._value, node._version = value, _version_of(value)
         if known is None:
             _remember_place(place, node)
@@ -71,7 +71,7 @@ class Array(Circuit):
         Raises:
             TypeMismatchError: if it was written to since the node was built.
         """
-        if _version_of(self._value) != self._version:
+        if not self._is_sound():
             raise TypeMismatchError(
                 f"the tensor of Array {self.name!r} {list(self.shape)} was written to after the node was built",
                 hint="build the Array from a tensor that stays as it is, for instance value.clone()",
@@ -84,8 +84,12 @@ class Array(Circuit):
         return self.attributes[0]  # type: ignore[no-any-return]
 
     def _adopt(self, original: Circuit) -> None:
-        if isinstance(original, Array) and not hasattr(self, "_value"):
+        if isinstance(original, Array) and not self._is_sound():
             self._value, self._version = original._value, original._version
+
+    def _is_sound(self) -> bool:
+        """Whether it has a tensor, and that was not written to."""
+        return hasattr(self, "_value") and _version_of(self._value) == self._version
 
     def _infer(self) -> tuple[Shape, torch.dtype | None]:
         return self.attributes[1], self.attributes[2]
@@ -117,5 +121,5 @@ def hash_tensor(value: torch.Tensor) -> str:
     step = max(1, _CHUNK // max(1, flat_rows[0].numel() if rows else 1))
     for start in range(0, rows, step):
         chunk = flat_rows[start : start + step].contiguous().cpu()
-        digest.update(chunk.view(-1).view(torch.uint8).numpy() if chunk.numel() else b"")
+        digest.update(chunk.view(-1).view(torch.uint8).numpy().data if chunk.numel() else b"")
     return digest.hexdigest()
