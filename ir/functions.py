@@ -54,12 +54,13 @@ class TakesIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """A function of one node that keeps its shape."""
+    """A function of one node that keeps its shape, and its dtype: integers only where these stay integers."""
 
     name: str
     torch_function: Callable[[torch.Tensor], torch.Tensor]
     acts_on_last: bool = False
     even_last: bool = False
+    integers: bool = False
 
     def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
         child = _one_child(self.name, node, int(self.acts_on_last))
@@ -68,6 +69,12 @@ class Elementwise:
             raise ShapeError(
                 f"{self.name} of {child!r}: the last axis has odd size {last}",
                 hint="its two halves change places",
+            )
+        dtype = child.torch_dtype
+        if dtype is not None and not dtype.is_floating_point and not self.integers:
+            raise TypeMismatchError(
+                f"{self.name} of {child!r}, which has dtype {child.dtype}",
+                hint="cast it to a floating dtype first (GeneralFunction.new_cast)",
             )
         return child.shape, child.torch_dtype
 
@@ -153,19 +160,19 @@ FUNCTIONS: dict[str, Function] = {
         Elementwise("gelu", F.gelu),
         Elementwise("gelu_new", _gelu_new),
         Elementwise("silu", F.silu),
-        Elementwise("relu", torch.relu),
-        Elementwise("step", lambda x: (x > 0).to(x.dtype)),
+        Elementwise("relu", torch.relu, integers=True),
+        Elementwise("step", lambda x: (x > 0).to(x.dtype), integers=True),
         Elementwise("reciprocal", torch.reciprocal),
         Elementwise("log_exp_p_1", lambda x: torch.logaddexp(x, torch.zeros_like(x))),
         Elementwise("gaussian_pdf", lambda x: torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)),
         Elementwise("gaussian_cdf", torch.special.ndtr),
-        Elementwise("abs", torch.abs),
+        Elementwise("abs", torch.abs, integers=True),
         Elementwise("exp", torch.exp),
         Elementwise("log", torch.log),
         Elementwise("logit", torch.logit),
         Elementwise("softmax", lambda x: torch.softmax(x, -1), acts_on_last=True),
         Elementwise("log_softmax", lambda x: torch.log_softmax(x, -1), acts_on_last=True),
-        Elementwise("rotate_half", _rotate_half, acts_on_last=True, even_last=True),
+        Elementwise("rotate_half", _rotate_half, acts_on_last=True, even_last=True, integers=True),
         Reduction("min", lambda x: x.amin(-1)),
         Reduction("max", lambda x: x.amax(-1)),
         Reduction("last_dim_size", _last_dim_size),
