@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 
 import torch
 
@@ -75,7 +76,16 @@ class Einsum(Circuit):
         output_ints: Sequence[int],
         name: str | None = None,
     ) -> Einsum:
-        """The same as the constructor, with nodes and axes apart."""
+        """The same as the constructor, with nodes and axes apart.
+
+        Raises:
+            ShapeError: if there are not as many axes as nodes, or see the constructor.
+        """
+        if len(nodes) != len(input_axes):
+            raise ShapeError(
+                f"Einsum {name!r}: {len(nodes)} nodes and {len(input_axes)} tuples of axes",
+                hint="give the axes of each node",
+            )
         return Einsum(*zip(nodes, input_axes, strict=True), out_axes=output_ints, name=name)
 
     @staticmethod
@@ -90,11 +100,18 @@ class Einsum(Circuit):
 
     @staticmethod
     def elementwise_broadcasted(*nodes: Circuit, name: str | None = _AUTONAME) -> Einsum:
-        """The elementwise product of nodes aligned on the right; a node may lack leading axes, but size 1 does not expand."""
+        """The elementwise product, broadcasting: aligned on the right, axes of size 1 expand."""
         rank = max((node.rank for node in nodes), default=0)
-        return Einsum._build(
-            nodes, tuple(tuple(range(rank - n.rank, rank)) for n in nodes), tuple(range(rank)), name
+        full = {i for node in nodes for i, size in enumerate(node.shape, rank - node.rank) if size != 1}
+        fresh = count(rank)
+        axes = tuple(
+            tuple(
+                next(fresh) if size == 1 and i in full else i
+                for i, size in enumerate(node.shape, rank - node.rank)
+            )
+            for node in nodes
         )
+        return Einsum._build(nodes, axes, tuple(range(rank)), name)
 
     @staticmethod
     def identity(node: Circuit, name: str | None = _AUTONAME) -> Einsum:
