@@ -26,8 +26,8 @@ class Regex:
 
     Args:
         pattern: a regular expression, searched for anywhere in the name.
-        escape_dot: whether a bare dot means a dot (names are full of them); `.*`, `.+`, `.?` stay
-            wildcards only if this is off.
+        escape_dot: whether a bare dot means a dot (names are full of them). `\\.` is the wildcard then,
+            `\\.*` any text; without it, the dot and the escaped dot mean what they usually do.
     """
 
     pattern: str
@@ -35,7 +35,7 @@ class Regex:
     _compiled: re.Pattern[str] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        text = re.sub(r"(?<!\\)\.", r"\.", self.pattern) if self.escape_dot else self.pattern
+        text = re.sub(r"\\?.", _swapped_dot, self.pattern) if self.escape_dot else self.pattern
         try:
             object.__setattr__(self, "_compiled", re.compile(text))
         except re.error as error:
@@ -46,6 +46,10 @@ class Regex:
 
     def search(self, name: str) -> bool:
         return self._compiled.search(name) is not None
+
+
+def _swapped_dot(token: re.Match[str]) -> str:
+    return {".": r"\.", r"\.": "."}.get(token[0], token[0])
 
 
 MatcherIn = Any
