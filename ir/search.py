@@ -11,6 +11,7 @@ from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn, Possible,
 from tapeout.ir.labels import labels, names_in
 from tapeout.ir.matcher import Matcher
 from tapeout.ir.module import Module
+from tapeout.ir.symbol import Symbol
 
 Transform = Callable[[Circuit], Circuit]
 _SHOWN = 8
@@ -273,6 +274,7 @@ def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Trans
     prune = _Prune(root)
     transformed: dict[Circuit, Circuit] = {}
     memo: dict[tuple[Circuit, State | None], Circuit] = {}
+    images: dict[Circuit, set[Circuit]] = {}
     stack: list[tuple[Circuit, State | None]] = [(root, matcher.state)]
     while stack:
         item = stack[-1]
@@ -295,26 +297,28 @@ def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Trans
             continue
         stack.pop()
         children = tuple(memo[pair] for pair in below)
-        new = (
-            node
-            if children == node.children
-            else _rebuild(node, children, dict(_symbols_of(node, below[0][1], memo)))
-        )
+        new = node if children == node.children else _rebuild(node, children, _bound_images(node, children[0], images))
         if found:
             if new not in transformed:
                 transformed[new] = transform(new)
             new = transformed[new]
+            if isinstance(node, Symbol):
+                images.setdefault(node, set()).add(new)
         memo[item] = new
     return memo[root, matcher.state]
 
 
-def _symbols_of(
-    node: Circuit, state: State | None, memo: dict[tuple[Circuit, State | None], Circuit]
-) -> Iterator[tuple[Circuit, Circuit]]:
-    """What has become of the symbols that a module binds."""
+def _bound_images(
+    node: Circuit, body: Circuit, images: dict[Circuit, set[Circuit]]
+) -> dict[Circuit, Circuit]:
+    """What has become of the symbols that a module binds, where its new body does not hold them any more."""
+    out: dict[Circuit, Circuit] = {}
     if isinstance(node, Module):
         for spec in node.arg_specs:
-            yield spec.symbol, memo.get((spec.symbol, state), spec.symbol)
+            found = images.get(spec.symbol, set())
+            if found and spec.symbol in node.children[0].free_symbols and spec.symbol not in body.free_symbols:
+                out[spec.symbol] = next((image for image in found if image in body.free_symbols), min(found, key=id))
+    return out
 
 
 # -- objects that remember
