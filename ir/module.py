@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from tapeout.ir.concat import repeat_to_batch
 from tapeout.ir.errors import ModuleBindingError, TypeMismatchError
 from tapeout.ir.sizes import Shape, Size, SizeIn, SizeMismatch, Unifier, as_shape, format_shape
 from tapeout.ir.symbol import Symbol
+
+if TYPE_CHECKING:
+    from tapeout.ir.matcher import MatcherIn
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,17 +323,15 @@ def _conform_symbol(module: Module, spec: ModuleArgSpec, node: Circuit) -> Symbo
     unifier = Unifier()
     sizes: list[Size] = list(node.shape[:extra])
     for own, given in zip(symbol.shape, node.shape[extra:], strict=True):
-        if (
-            own != given
-            and isinstance(own, int)
-            and (spec.ban_non_symbolic_size_expand or not spec.expandable)
-        ):
+        if own != given and not spec.expandable:
+            raise _misfit(module, spec, node, "the symbol is not expandable")
+        if own != given and isinstance(own, int) and spec.ban_non_symbolic_size_expand:
             raise _misfit(module, spec, node, f"the symbol's size {own} is fixed")
         try:
             sizes.append(given if isinstance(own, int) else unifier.unify(own, given))
         except SizeMismatch:
             raise _misfit(module, spec, node, f"size {given} is no {own}") from None
-    return symbol.conform(sizes, node.torch_dtype)
+    return symbol.conform(map(unifier.resolve, sizes), node.torch_dtype)
 
 
 def _misfit(module: Module, spec: ModuleArgSpec, node: Circuit, why: str) -> ModuleBindingError:
@@ -356,7 +358,7 @@ def _conformed(body: Circuit, arg_specs: tuple[ModuleArgSpec, ...], symbols: tup
         found = substitute_symbols(body, dict(changed))
         if found is not body:  # a node that remembers itself would never be freed
             body._memo[changed] = found
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _rename_on_path(body: Circuit, bindings: dict[Symbol, Circuit], prefix: str, suffix: str) -> Circuit:
@@ -379,17 +381,19 @@ def get_free_symbols(circuit: Circuit) -> list[Symbol]:
 
 
 def module_new_bind(
-    circuit: Circuit, *bindings: tuple[str | Symbol | Circuit, Circuit], name: str | None = None
+    circuit: Circuit, *bindings: tuple[MatcherIn, Circuit], name: str | None = None
 ) -> Module:
-    """A module that binds symbols of the circuit, given by name or themselves, to arguments.
+    """A module that binds symbols of the circuit, found by matchers (names, or they themselves), to arguments.
 
     Raises:
-        ModuleBindingError: if a name matches no free symbol, or several.
+        ModuleBindingError: if a matcher matches no free symbol, or several.
     """
+    from tapeout.ir.matcher import Matcher
+
     free = get_free_symbols(circuit)
     specs = []
     for which, _ in bindings:
-        found = [symbol for symbol in free if which in (symbol, symbol.op_name)]
+        found = list(filter(Matcher(which), free))
         if len(found) != 1:
             raise ModuleBindingError(
                 f"{len(found)} free symbols of {circuit!r} match {which!r}",
