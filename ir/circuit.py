@@ -253,6 +253,10 @@ class Circuit(CircuitMethods):
                 out = out | free if out else free
         return out
 
+    def _text(self) -> str:
+        """The kind's own part of the node's line of text."""
+        return ""
+
     def __repr__(self) -> str:
         return f"<{self.name or self.kind} {list(self.shape)} {self.kind}>"
 

@@ -33,7 +33,7 @@ def substitute_symbols(circuit: Circuit, bindings: Bindings, capture: bool = Fal
         ModuleBindingError: if a free symbol of a replacement would be captured by a module, and `capture` is off.
     """
     bindings = {symbol: node for symbol, node in bindings.items() if symbol is not node}
-    memo: dict[Circuit, Circuit] = dict(bindings)
+    memo: dict[Circuit, Circuit] = {symbol: node for symbol, node in bindings.items()}
     stack = [circuit]
     while stack:
         node = stack[-1]
