@@ -134,16 +134,21 @@ class Lowering:
             source = source.children[0]
         attribute = self.weights.add(value, self.origins.get(source) or "constant")
         if attribute not in self._attributes:
-            first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
-            with self.graph.inserting_before(first) if first is not None else self.graph.inserting_after():
-                self._attributes[attribute] = self.graph.create_node("get_attr", attribute, name=attribute)
+            self._attributes[attribute] = self.graph.create_node("get_attr", attribute, name=attribute)
         return self._attributes[attribute]
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A call, named after the circuit's node that is being lowered."""
+        return self._create("call_function", function, args, kwargs)
+
+    def method(self, method: str, *args: Any) -> fx.Node:
+        """A call of a tensor's method: what TorchScript knows under no other name."""
+        return self._create("call_method", method, args, {})
+
+    def _create(self, sort: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         node = self.current
         name = identifier(self.name_of(node)) if node is not None else None
-        out = self.graph.create_node("call_function", function, args, kwargs, name=name)
+        out = self.graph.create_node(sort, target, args, kwargs, name=name)
         if node is not None:
             out.meta["origin"] = self.name_of(node)
             out.meta["shape"] = format_shape(node.shape)
@@ -294,8 +299,9 @@ def _diagonal_einsum(low: Lowering, operands: list[tuple[Circuit, Axes]], out: A
     have = list(unique)
     for axis in unique:
         for _ in range(out.count(axis) - 1):
-            value = low.call(torch.diag_embed, value, 0, have.index(axis), len(have))
-            have.append(axis)
+            last = [i for i, each in enumerate(have) if i != have.index(axis)] + [have.index(axis)]
+            value = low.call(torch.diag_embed, low.permute(value, last), 0, -2, -1)
+            have = [*(have[i] for i in last), axis]
     positions: dict[int, list[int]] = {}
     for i, axis in enumerate(have):
         positions.setdefault(axis, []).append(i)
@@ -420,7 +426,7 @@ def _wide(function: Callable[..., Any], **kwargs: Any) -> Rule:
     def rule(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
         if low.weights.dtype.itemsize >= 4:
             return low.call(function, *args, **kwargs)
-        return low.call(torch.Tensor.to, low.call(function, low.call(torch.Tensor.float, args[0]), **kwargs), low.weights.dtype)
+        return low.method("to", low.call(function, low.method("float", args[0]), **kwargs), low.weights.dtype)
 
     return rule
 
@@ -431,7 +437,7 @@ def _last_dim_size(low: Lowering, node: GeneralFunction, _: Args) -> fx.Node:
 
 
 def _step(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
-    return low.call(torch.Tensor.to, low.call(operator.gt, args[0], 0), low.weights.dtype)
+    return low.method("to", low.call(operator.gt, args[0], 0), low.weights.dtype)
 
 
 def _gaussian_pdf(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
@@ -475,13 +481,13 @@ def _gather(low: Lowering, node: GeneralFunction, args: Args, axis: int) -> fx.N
     for _ in range(x.rank - index.rank):
         where = low.call(torch.unsqueeze, where, -1)
     sizes = [1 if i == axis else -1 if i < index.rank else size for i, size in enumerate(x.shape)]
-    where = low.call(torch.Tensor.expand, where, *(size if isinstance(size, int) else low.size(size) for size in sizes))
+    where = low.method("expand", where, *(size if isinstance(size, int) else low.size(size) for size in sizes))
     return low.call(torch.squeeze, low.call(torch.gather, args[0], axis, where), axis)
 
 
 def _cast(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
     dtype = node.spec.output.get_torch_dtype()  # type: ignore[attr-defined]
-    return args[0] if dtype is None else low.call(torch.Tensor.to, args[0], dtype)
+    return args[0] if dtype is None else low.method("to", args[0], dtype)
 
 
 def _linear(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
