@@ -95,7 +95,7 @@ def kinds(circuit: Circuit) -> set[type[Circuit]]:
 
 Build = Callable[[torch.dtype], Circuit]
 CASES: dict[str, Build] = {}
-"""Small circuits by name, from the dtype of their constants: every kind, every function, every mode of each."""
+"""Small circuits by name, from the dtype of their constants: every kind, every function, every mode."""
 
 
 def _case(name: str) -> Callable[[Build], Build]:
@@ -385,18 +385,13 @@ class _Maker:
     def __init__(
         self, rng: Random, modules: bool, shared_names: bool, pool: list[_Ranged], depth: int = 0
     ) -> None:
-        self.rng, self.modules, self.shared_names, self.pool, self.depth = (
-            rng,
-            modules,
-            shared_names,
-            pool,
-            depth,
-        )
+        self.rng, self.pool, self.depth = rng, pool, depth
+        self.modules, self.shared_names = modules, shared_names
         self.count = 0
         self.operations = [
             self.leaf, self.scalar, self.einsum, self.einsum, self.add, self.add, self.rearrange, self.rearrange,
-            self.index, self.index, self.concat, self.scatter, self.function, self.function, self.function, self.binary,
-            self.gen_index, self.tag, self.set_shape,
+            self.index, self.index, self.concat, self.scatter, self.function, self.function, self.function,
+            self.binary, self.gen_index, self.tag, self.set_shape,
         ]  # fmt: skip
         if modules and depth < 2:
             self.operations += [self.module, self.module]
@@ -613,7 +608,7 @@ class _Maker:
         second = self.rng.choice(beside)
         name = self.rng.choice(("minimum", "maximum", "pow"))
         if name == "pow":
-            if not (0.2 <= first.low and first.high <= 3 and second.largest <= 3):
+            if first.low < 0.2 or first.high > 3 or second.largest > 3:
                 return None
             low, high = 0.0, max(first.high, 1 / first.low) ** second.largest
         else:
