@@ -44,12 +44,14 @@ from tapeout.ir.index import Index
 from tapeout.ir.iterative import IterativeMatcher, new_traversal, restrict
 from tapeout.ir.matcher import Matcher, Regex
 from tapeout.ir.module import Module, ModuleArgSpec, ModuleSpec, get_free_symbols, module_new_bind
+from tapeout.ir.parse import parse_circuit, parse_circuits
 from tapeout.ir.rearrange import Rearrange, RearrangeSpec
 from tapeout.ir.scalar import Scalar
 from tapeout.ir.scatter import Scatter
 from tapeout.ir.search import Getter, Updater
 from tapeout.ir.set_symbolic_shape import SetSymbolicShape
 from tapeout.ir.sizes import SymbolicSize, dim, symbolic_sizes
+from tapeout.ir.store import tensors_of
 from tapeout.ir.symbol import Symbol
 from tapeout.ir.tag import Tag
 from tapeout.ir.text import PrintOptions, circuit_text
@@ -58,9 +60,10 @@ __all__ = [
     "Add", "Array", "Circuit", "Concat", "DiscreteVar", "Einsum", "GeneralFunction", "Getter", "I", "Index",
     "IterativeMatcher", "Matcher", "Module", "ModuleArgSpec", "ModuleSpec", "PrintOptions", "Rearrange",
     "RearrangeSpec", "Regex", "Scalar", "Scatter", "SetSymbolicShape", "Symbol", "SymbolicSize", "Tag",
-    "TorchDeviceDtype", "TorchDeviceDtypeOp", "Updater", "abs", "cast_circuit", "circuit_text", "cos", "dim", "exp",
-    "gaussian_cdf", "gaussian_pdf", "gelu", "gelu_new", "get_free_symbols", "last_dim_size", "log", "log_exp_p_1",
-    "log_softmax", "logit", "max", "maximum", "min", "minimum", "module_new_bind", "new_traversal", "postorder",
-    "pow", "reciprocal", "relu", "replace_nodes", "restrict", "rotate_half", "rsqrt", "sigmoid", "silu", "sin",
-    "softmax", "step", "substitute_symbols", "symbolic_sizes", "tanh",
+    "TorchDeviceDtype", "TorchDeviceDtypeOp", "Updater", "abs", "cast_circuit", "circuit_text", "cos", "dim",
+    "exp", "gaussian_cdf", "gaussian_pdf", "gelu", "gelu_new", "get_free_symbols", "last_dim_size", "log",
+    "log_exp_p_1", "log_softmax", "logit", "max", "maximum", "min", "minimum", "module_new_bind",
+    "new_traversal", "parse_circuit", "parse_circuits", "postorder", "pow", "reciprocal", "relu",
+    "replace_nodes", "restrict", "rotate_half", "rsqrt", "sigmoid", "silu", "sin", "softmax", "step",
+    "substitute_symbols", "symbolic_sizes", "tanh", "tensors_of",
 ]  # fmt: skip

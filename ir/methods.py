@@ -7,6 +7,7 @@ They only build nodes and call the modules that do the work, so that a circuit r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -309,6 +310,30 @@ class CircuitMethods:
     def print(self, options: PrintOptions | None = None) -> None:
         """Prints the circuit, a line a node."""
         print(self.repr(options))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the circuit to a folder: its text, its tensors, and a manifest with their hashes.
+
+        What was saved there before is replaced at once, when everything is written.
+
+        Raises:
+            ArtefactError: if something else is at `path`, it cannot be written, or the circuit has a
+                function of which the text does not tell what it is.
+        """
+        from tapeout.ir.store import save_circuit
+
+        save_circuit(self._self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Circuit:
+        """The circuit that `save` wrote: the identical one, its tensors on the CPU.
+
+        Raises:
+            ArtefactError: if it is missing, altered, truncated or of another version.
+        """
+        from tapeout.ir.store import load_circuit
+
+        return load_circuit(path)
 
     def evaluate(self, dtype: torch.dtype | str | None = None) -> torch.Tensor:
         """The value, by the reference backend.

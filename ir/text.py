@@ -1,19 +1,27 @@
 """The text form of a circuit: a line a node, children indented, a repeated node by its name alone.
 
-`'name' [shape] Kind args`. A number stands before a name that several nodes have, and instead of
-one that a node lacks. A module's arguments end in `! 'symbol name'`.
+`'name' [shape] Kind args`. A number stands before a name that several nodes have, and instead of one
+that a node lacks. An argument of a module ends in `! 'symbol name'`; a symbol that does not occur in the
+module's body is written out there. Flags of the argument, if they are not the usual ones, follow
+another `!`. Deeper than 40 levels the indentation stops growing and `~depth` stands before the line.
+`tapeout.ir.parse` reads all of this back.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
-from tapeout.ir.circuit import Circuit, postorder
-from tapeout.ir.iterative import IterativeMatcher
-from tapeout.ir.module import Module
+from tapeout.ir.circuit import Circuit
+from tapeout.ir.iterative import IterativeMatcher, Next, State
+from tapeout.ir.module import Module, ModuleArgSpec
+from tapeout.ir.quote import quote
 from tapeout.ir.sizes import format_shape
+from tapeout.ir.symbol import Symbol
+
+DEEPEST_INDENT = 40
+ARG_FLAGS = tuple(field.name for field in fields(ModuleArgSpec) if field.type == "bool")
+"""What an argument spec says beside its symbol, each usually true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,72 +45,106 @@ def circuit_text(*circuits: Circuit, options: PrintOptions | None = None) -> str
     return "\n".join(printer.lines(circuits))
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a node is to be printed.
+
+    Attributes:
+        binds: for an argument of a module, what it is bound to.
+        state: of the traversal; None for the end of a path, or if there is no traversal.
+    """
+
+    node: Circuit
+    depth: int
+    binds: ModuleArgSpec | None
+    state: State | None
+
+
 class _Printer:
     def __init__(self, options: PrintOptions, roots: tuple[Circuit, ...]) -> None:
         self.options = options
         self.numbers = _numbers(roots)
+        self.printed: set[Circuit] = set()
 
-    def lines(self, roots: tuple[Circuit, ...]) -> list[str]:
-        out: list[str] = []
-        printed: set[Circuit] = set()
+    def lines(self, roots: tuple[Circuit, ...]) -> Iterator[str]:
         start = None if self.options.traversal is None else self.options.traversal.state
-        stack = [(root, 0, "", start) for root in reversed(roots)]
+        opened: set[Circuit] = set()
+        stack = [_Place(root, 0, None, start) for root in reversed(roots)]
         while stack:
-            node, depth, suffix, state = stack.pop()
-            indent = "  " * depth
-            if node in printed and node.children:
-                out.append(f"{indent}{self.label(node)}{suffix}")
-                continue
-            first = node not in printed
-            printed.add(node)
-            out.append(f"{indent}{self.line(node) if first else self.label(node)}{suffix}")
-            following = None if state is None else state.step(node)[1]
-            if start is not None and following is None:
-                if node.children:
-                    out[-1] += " ..."
-                continue
-            for i in reversed(range(len(node.children))):
-                below = following[i] if isinstance(following, tuple) else following
-                stack.append((node.children[i], depth + 1, self._argument(node, i), below))
-        return out
+            place = stack.pop()
+            node, again = place.node, place.node in opened
+            following = None if place.state is None or again else place.state.step(node)[1]
+            goes_on = bool(node.children) and not again and (start is None or following is not None)
+            cut_off = bool(node.children) and not again and not goes_on
+            yield self._line(place) + (" ..." if cut_off else "")
+            if goes_on:
+                opened.add(node)
+                stack.extend(_places_below(place, following))
 
-    def line(self, node: Circuit) -> str:
+    def _line(self, place: _Place) -> str:
+        first = place.node not in self.printed
+        self.printed.add(place.node)
+        text = self._definition(place.node) if first else self._label(place.node)
+        if place.binds is not None:
+            text += self._binding(place.binds)
+        if first and (comments := [c for comment in self.options.commenters if (c := comment(place.node))]):
+            text += "  # " + "; ".join(comments)
+        if place.depth > DEEPEST_INDENT:
+            return f"{'  ' * DEEPEST_INDENT}~{place.depth} {text}"
+        return "  " * place.depth + text
+
+    def _definition(self, node: Circuit) -> str:
         details = node._text() if self.options.bijection or node.kind != "Array" else ""
-        comments = [comment for commenter in self.options.commenters if (comment := commenter(node))]
-        words = [self.label(node), format_shape(node.shape), node.kind, details]
-        text = " ".join(word for word in words if word)
-        return text + ("  # " + "; ".join(comments) if comments else "")
+        words = (self._label(node), format_shape(node.shape), node.kind, details)
+        return " ".join(word for word in words if word)
 
-    def label(self, node: Circuit) -> str:
+    def _label(self, node: Circuit) -> str:
         number, name = self.numbers.get(node), node.op_name
-        quoted = None if name is None else self._quote(name)
+        quoted = None if name is None else quote(name) if self.options.bijection else name
         return " ".join(str(part) for part in (number, quoted) if part is not None)
 
-    def _quote(self, name: str) -> str:
-        if not self.options.bijection:
-            return name
-        return "'" + name.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+    def _binding(self, spec: ModuleArgSpec) -> str:
+        whole = self.options.bijection and self.options.traversal is None
+        if whole and spec.symbol not in self.printed:
+            self.printed.add(spec.symbol)
+            text = f" ! {self._definition(spec.symbol)}"
+        else:
+            text = f" ! {self._label(spec.symbol)}"
+        unusual = [f"not {flag}" for flag in ARG_FLAGS if not getattr(spec, flag)]
+        return text + (f" ! {', '.join(unusual)}" if unusual else "")
 
-    def _argument(self, node: Circuit, child: int) -> str:
-        if child == 0 or not isinstance(node, Module):
-            return ""
-        return f" ! {self._quote(node.arg_specs[child - 1].symbol.name)}"
+
+def _places_below(place: _Place, following: Next) -> Iterator[_Place]:
+    """The children's places, the last one first."""
+    node = place.node
+    specs = (None, *node.arg_specs) if isinstance(node, Module) else (None,) * len(node.children)
+    for i in reversed(range(len(node.children))):
+        state = following[i] if isinstance(following, tuple) else following
+        yield _Place(node.children[i], place.depth + 1, specs[i], state)
 
 
 def _numbers(roots: tuple[Circuit, ...]) -> dict[Circuit, int]:
     """A number for each node whose name is missing or not its own, in the order of the text."""
-    by_name: dict[str | None, list[Circuit]] = defaultdict(list)
-    for node in postorder(*roots):
-        by_name[node.op_name].append(node)
-    unclear = {node for name, nodes in by_name.items() if name is None or len(nodes) > 1 for node in nodes}
-    numbers: dict[Circuit, int] = {}
+    named: dict[str | None, Circuit] = {}
+    unclear: set[str | None] = {None}
+    order = list(_preorder(roots))
+    for node in order:
+        if named.setdefault(node.op_name, node) is not node:
+            unclear.add(node.op_name)
+    numbered = (node for node in order if node.op_name in unclear)
+    return {node: number for number, node in enumerate(numbered)}
+
+
+def _preorder(roots: tuple[Circuit, ...]) -> Iterator[Circuit]:
+    """Every node once, parents first, and the symbols that modules bind."""
     stack, seen = list(reversed(roots)), set[Circuit]()
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        if node in unclear:
-            numbers[node] = len(numbers)
+        yield node
+        if isinstance(node, Module):
+            bound: list[Symbol] = [spec.symbol for spec in node.arg_specs]
+            stack.extend(reversed(bound))
         stack.extend(reversed(node.children))
-    return numbers

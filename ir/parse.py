@@ -1,0 +1,416 @@
+"""Reading the text form of circuits: `parse_circuit(circuit_text(c), tensors) is c`.
+
+The text is read line by line; a node is built when the lines below it have been. Nothing is recursive.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tapeout.ir.add import Add
+from tapeout.ir.array import Array
+from tapeout.ir.circuit import Circuit
+from tapeout.ir.concat import Concat
+from tapeout.ir.discrete_var import DiscreteVar
+from tapeout.ir.dtypes import as_dtype
+from tapeout.ir.einsum import Einsum
+from tapeout.ir.errors import ParseError, TapeoutError
+from tapeout.ir.gc_pause import without_gc
+from tapeout.ir.general_function import GeneralFunction, function_by_name
+from tapeout.ir.index import Index
+from tapeout.ir.module import Module, ModuleArgSpec
+from tapeout.ir.parse_details import (
+    BRACKETED,
+    Tensors,
+    TensorTable,
+    check_content,
+    read_axes,
+    read_index,
+    read_shape,
+    read_spec,
+    read_uuid,
+)
+from tapeout.ir.quote import QUOTED, quote, unquote
+from tapeout.ir.rearrange import Rearrange
+from tapeout.ir.scalar import Scalar
+from tapeout.ir.scatter import Scatter
+from tapeout.ir.set_symbolic_shape import SetSymbolicShape
+from tapeout.ir.sizes import Shape, format_shape
+from tapeout.ir.symbol import Symbol
+from tapeout.ir.tag import Tag
+from tapeout.ir.text import ARG_FLAGS
+
+_WRONG = (TapeoutError, ValueError, RuntimeError)
+"""What building a node from a wrong text raises (torch's errors are RuntimeErrors)."""
+
+_FORM = "a line is 'name' [shape] Kind details, with a number before a name that several nodes have"
+_UNTIL = rf"[^'!#]*(?:{QUOTED}[^'!#]*)*"
+_LINE = re.compile(rf"( *)(?:~([0-9]{{1,9}}) )?({_UNTIL})(?:!({_UNTIL}))?(?:!({_UNTIL}))?(?:#.*)?", re.DOTALL)
+_ENTRY = re.compile(
+    rf"(?:([0-9]{{1,18}})(?: +|$))?({QUOTED})?(?: *({BRACKETED}))?(?: *([A-Z][A-Za-z]*)(?: +(.*))?)?",
+    re.DOTALL,
+)
+
+
+def parse_circuit(text: str, tensors: Tensors | None = None) -> Circuit:
+    """The circuit that has this text.
+
+    Args:
+        text: what `circuit_text` gives for one circuit.
+        tensors: the tensors of its Arrays and of indices, by content hash (see `tensors_of`).
+
+    Raises:
+        ParseError: if it is no such text, a tensor is missing or has another content, or there is not
+            exactly one circuit. It names the line.
+    """
+    circuits = parse_circuits(text, tensors)
+    if len(circuits) != 1:
+        raise ParseError(
+            f"the text holds {len(circuits)} circuits, not one",
+            hint="use parse_circuits for several; only the first line of a circuit is not indented",
+        )
+    return circuits[0]
+
+
+@without_gc
+def parse_circuits(text: str, tensors: Tensors | None = None) -> list[Circuit]:
+    """The circuits that have this text; see `parse_circuit`."""
+    return _Parser(TensorTable(tensors or {})).read(text)
+
+
+# -- lines
+
+
+class _Label(NamedTuple):
+    """What a node is called in the text."""
+
+    number: str | None
+    name: str | None
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.number, self.name and quote(self.name)) if part)
+
+
+class _Entry(NamedTuple):
+    """A node as it is written: a reference if it has no kind."""
+
+    label: _Label
+    shape: Shape | None
+    kind: str | None
+    details: str
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node whose lines are being read.
+
+    Attributes:
+        made: the node, once it is known: at once for a leaf or a repeated node.
+        specs: what the children after the first are bound to, if it is a module.
+    """
+
+    line: int
+    text: str
+    entry: _Entry
+    made: Circuit | None = None
+    children: list[Circuit] = field(default_factory=list)
+    specs: list[ModuleArgSpec] = field(default_factory=list)
+    begun: int = 0
+
+
+class _Parser:
+    def __init__(self, tensors: TensorTable) -> None:
+        self.tensors = tensors
+        self.named: dict[_Label, Circuit] = {}
+        self.open: list[_Node] = []
+        self.roots: list[Circuit] = []
+
+    def read(self, text: str) -> list[Circuit]:
+        for number, line in enumerate(text.split("\n"), start=1):
+            stripped = line.strip()
+            if stripped and not stripped.startswith("#"):
+                self._read_line(number, line.rstrip())
+        self._close(0)
+        return self.roots
+
+    def _read_line(self, number: int, text: str) -> None:
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise _at(number, text, ParseError("it cannot be read", hint=f"{_FORM}; check the quotes"))
+        indent, depth_text, body, symbol, flags = match.groups()
+        depth = len(indent) // 2 if depth_text is None else int(depth_text)
+        self._close(depth)
+        try:
+            self._check_depth(depth, len(indent))
+            node = _Node(number, text, _read_entry(body))
+            if depth:
+                self._bind(self.open[-1], symbol is not None)
+            self._make_early(node)
+            if symbol is not None:
+                self._enter_binding(symbol, flags)
+        except _WRONG as error:
+            raise _at(number, text, error) from error
+        self.open.append(node)
+
+    def _check_depth(self, depth: int, indent: int) -> None:
+        if indent % 2 or depth > len(self.open):
+            raise ParseError(
+                f"{indent} spaces ({depth} levels) of indentation under a line of level {len(self.open) - 1}",
+                hint="a child is indented by two spaces more than its parent",
+            )
+
+    def _bind(self, parent: _Node, has_symbol: bool) -> None:
+        """Counts a child of a node, and checks that it can have one here."""
+        if parent.made is not None:
+            raise ParseError(
+                f"the node above it, {parent.entry.label}, has no children of its own here",
+                hint="a repeated node, an Array, a Scalar and a Symbol have no lines below them",
+            )
+        needs_symbol = parent.entry.kind == "Module" and parent.begun > 0
+        parent.begun += 1
+        if has_symbol != needs_symbol:
+            raise ParseError(
+                "an argument of a module lacks its symbol"
+                if needs_symbol
+                else "it is bound to a symbol but is no argument",
+                hint="below a Module stands first its body, then each argument, ending in ! 'symbol name'",
+            )
+
+    def _make_early(self, node: _Node) -> None:
+        """Resolves a reference; builds a leaf, because its own line may refer to it."""
+        if node.entry.kind is None:
+            node.made = self._referred(node.entry.label)
+        elif node.entry.kind in _LEAVES:
+            node.made = self._build(node)
+
+    def _enter_binding(self, symbol: str, flags: str | None) -> None:
+        entry = _read_entry(symbol)
+        found = self._build(_Node(0, symbol, entry)) if entry.kind else self._referred(entry.label)
+        if not isinstance(found, Symbol):
+            raise ParseError(f"{found!r} is no Symbol", hint="an argument is bound to a Symbol")
+        self.open[-1].specs.append(ModuleArgSpec(found, **_read_flags(flags)))
+
+    def _referred(self, label: _Label) -> Circuit:
+        found = self.named.get(label)
+        if found is not None:
+            return found
+        if any(node.entry.label == label for node in self.open):
+            raise ParseError(f"{label} contains itself", hint="circuits have no cycles")
+        raise ParseError(
+            f"no node above is called {label}",
+            hint=f"a node is written in full where it occurs first ({_FORM})",
+        )
+
+    def _close(self, depth: int) -> None:
+        """Builds the open nodes of this depth and deeper: all lines below them have been read."""
+        while len(self.open) > depth:
+            node = self.open.pop()
+            try:
+                made = node.made if node.made is not None else self._build(node)
+            except _WRONG as error:
+                raise _at(node.line, node.text, error) from error
+            (self.open[-1].children if self.open else self.roots).append(made)
+
+    def _build(self, node: _Node) -> Circuit:
+        entry = node.entry
+        rule = _KINDS.get(entry.kind or "")
+        if rule is None:
+            raise ParseError(f"there is no kind {entry.kind!r}", hint=f"kinds are {', '.join(_KINDS)}")
+        if rule.arity is not None and len(node.children) != rule.arity:
+            raise ParseError(
+                f"{entry.kind} has {len(node.children)} children",
+                hint=f"it takes {rule.arity}, each on a line of its own, indented by two spaces more",
+            )
+        made = rule.build(_Parts(entry, tuple(node.children), tuple(node.specs), self.tensors))
+        if entry.shape is not None and entry.shape != made.shape:
+            raise ParseError(
+                f"the text says {format_shape(entry.shape)}, but the shape is {format_shape(made.shape)}",
+                hint="correct the shape or what it comes from; only nodes without children need one",
+            )
+        self._name(entry.label, made)
+        return made
+
+    def _name(self, label: _Label, node: Circuit) -> None:
+        if label == _Label(None, None):
+            return
+        if label in self.named:
+            raise ParseError(
+                f"two nodes are called {label}",
+                hint="put different numbers before the names: 0 'x' ..., 1 'x' ...",
+            )
+        self.named[label] = node
+
+
+def _at(line: int, text: str, error: Exception) -> ParseError:
+    """The error with its place."""
+    shown = text.strip() if len(text) < 500 else text.strip()[:500] + "..."
+    if isinstance(error, TapeoutError):
+        return ParseError(f"line {line}: {error.message}", facts=[shown, *error.facts], hint=error.hint)
+    return ParseError(f"line {line}: {error}", facts=[shown], hint=_FORM)
+
+
+def _read_entry(text: str) -> _Entry:
+    match = _ENTRY.fullmatch(text.strip())
+    if match is None:
+        raise ParseError("it cannot be read", hint=_FORM)
+    number, quoted, shape, kind, details = match.groups()
+    label = _Label(number, None if quoted is None else unquote(quoted))
+    if kind is None and (shape is not None or label == _Label(None, None)):
+        raise ParseError("the kind is missing", hint=_FORM)
+    return _Entry(label, None if shape is None else read_shape(shape), kind, details or "")
+
+
+def _read_flags(text: str | None) -> dict[str, bool]:
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    unknown = [
+        word for word in words if word.removeprefix("not ") not in ARG_FLAGS or not word.startswith("not ")
+    ]
+    if unknown:
+        raise ParseError(
+            f"an argument cannot be {', '.join(map(repr, unknown))}",
+            hint=f"flags are {', '.join(f'not {flag}' for flag in ARG_FLAGS)}",
+        )
+    return {word.removeprefix("not "): False for word in words}
+
+
+# -- kinds
+
+
+class _Parts(NamedTuple):
+    """What a node is built of."""
+
+    entry: _Entry
+    children: tuple[Circuit, ...]
+    specs: tuple[ModuleArgSpec, ...]
+    tensors: TensorTable
+
+    @property
+    def name(self) -> str | None:
+        return self.entry.label.name
+
+    @property
+    def details(self) -> str:
+        return self.entry.details
+
+    @property
+    def shape(self) -> Shape:
+        if self.entry.shape is None:
+            raise ParseError(f"a {self.entry.kind} needs its shape", hint=_FORM)
+        return self.entry.shape
+
+    def words(self, least: int, most: int, form: str) -> list[str]:
+        words = self.details.split()
+        if not least <= len(words) <= most:
+            raise ParseError(f"the details {self.details!r} cannot be read", hint=f"write {form}")
+        return words
+
+    def no_details(self) -> None:
+        self.words(0, 0, f"nothing after {self.entry.kind}")
+
+
+class _Rule(NamedTuple):
+    build: Callable[[_Parts], Circuit]
+    arity: int | None
+
+
+def _add(parts: _Parts) -> Circuit:
+    parts.no_details()
+    return Add(*parts.children, name=parts.name)
+
+
+def _array(parts: _Parts) -> Circuit:
+    digest, *dtype = parts.words(1, 2, "the hash and the dtype of its tensor")
+    wanted = as_dtype(dtype[0]) if dtype else None
+    made = Array(parts.tensors.get(digest, parts.shape, wanted), parts.name)
+    check_content(digest, made.tensor_hash)
+    return made
+
+
+def _scalar(parts: _Parts) -> Circuit:
+    (number,) = parts.words(1, 1, "one number")
+    return Scalar(float(number), parts.shape, parts.name)
+
+
+def _symbol(parts: _Parts) -> Circuit:
+    uuid, *dtype = parts.words(1, 2, "the uuid and, if it is known, the dtype")
+    return Symbol(parts.shape, read_uuid(uuid), parts.name, as_dtype(dtype[0]) if dtype else None)
+
+
+def _einsum(parts: _Parts) -> Circuit:
+    (string,) = parts.words(1, 1, "one letter an axis, such as qd,cd->qc")
+    left, arrow, right = string.partition("->")
+    operands = left.split(",") if left or parts.children else []
+    if not arrow or len(operands) != len(parts.children):
+        raise ParseError(
+            f"the einsum {string!r} does not fit {len(parts.children)} children",
+            hint="write one part for each child before the arrow, such as qd,cd->qc",
+        )
+    return Einsum._build(parts.children, tuple(map(read_axes, operands)), read_axes(right), parts.name)
+
+
+def _rearrange(parts: _Parts) -> Circuit:
+    return Rearrange(parts.children[0], read_spec(parts.details), parts.name)
+
+
+def _index(parts: _Parts) -> Circuit:
+    return Index(parts.children[0], read_index(parts.details, parts.tensors), parts.name)
+
+
+def _scatter(parts: _Parts) -> Circuit:
+    index, bracket, shape = parts.details.partition("] [")
+    if not bracket:
+        raise ParseError(f"the details {parts.details!r} cannot be read", hint="write [indices] [shape]")
+    indices = read_index(index + "]", parts.tensors)
+    return Scatter(parts.children[0], indices, read_shape("[" + shape), parts.name)
+
+
+def _concat(parts: _Parts) -> Circuit:
+    (axis,) = parts.words(1, 1, "the axis")
+    return Concat(*parts.children, axis=int(axis), name=parts.name)
+
+
+def _general_function(parts: _Parts) -> Circuit:
+    return GeneralFunction(*parts.children, spec=function_by_name(parts.details), name=parts.name)
+
+
+def _module(parts: _Parts) -> Circuit:
+    parts.no_details()
+    if not parts.children:
+        raise ParseError("a Module needs its body", hint="write the body below it, then each argument")
+    return Module.build(parts.children[0], parts.specs, parts.children[1:], parts.name)
+
+
+def _tag(parts: _Parts) -> Circuit:
+    (uuid,) = parts.words(1, 1, "the uuid")
+    return Tag(parts.children[0], read_uuid(uuid), parts.name)
+
+
+def _discrete_var(parts: _Parts) -> Circuit:
+    parts.no_details()
+    return DiscreteVar(parts.children[0], parts.children[1], parts.name)
+
+
+def _set_symbolic_shape(parts: _Parts) -> Circuit:
+    return SetSymbolicShape(parts.children[0], read_shape(parts.details), parts.name)
+
+
+_KINDS = {
+    "Add": _Rule(_add, None),
+    "Array": _Rule(_array, 0),
+    "Concat": _Rule(_concat, None),
+    "DiscreteVar": _Rule(_discrete_var, 2),
+    "Einsum": _Rule(_einsum, None),
+    "GeneralFunction": _Rule(_general_function, None),
+    "Index": _Rule(_index, 1),
+    "Module": _Rule(_module, None),
+    "Rearrange": _Rule(_rearrange, 1),
+    "Scalar": _Rule(_scalar, 0),
+    "Scatter": _Rule(_scatter, 1),
+    "SetSymbolicShape": _Rule(_set_symbolic_shape, 1),
+    "Symbol": _Rule(_symbol, 0),
+    "Tag": _Rule(_tag, 1),
+}
+_LEAVES = frozenset(kind for kind, rule in _KINDS.items() if rule.arity == 0)
