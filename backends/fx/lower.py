@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from tapeout.backends.fx.weights import Weights, identifier
+from tapeout.backends.fx.weights import Weights, identifier, unused
 from tapeout.ir import (
     Add,
     Array,
@@ -75,8 +75,10 @@ class Lowering:
         self.current: Circuit | None = None
         self._attributes: dict[str, fx.Node] = {}
         self._sizes: dict[str, fx.Node] = {}
+        taken = set[str]()
         for symbol in inputs:
-            node = self.graph.placeholder(identifier(symbol.name))
+            node = self.graph.placeholder(unused(identifier(symbol.name), taken))
+            taken.add(str(node.target))
             node.meta["origin"] = symbol.name
             self.nodes[symbol] = node
         self._inputs = list(inputs)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Any
 
 import torch
 
 from tapeout.ir import Array, Circuit, Index, Rearrange
 from tapeout.ir.axis_index import apply_index
+from tapeout.ir.sizes import is_concrete
 
 _WORD = re.compile(r"\W+")
 
@@ -17,6 +19,15 @@ def identifier(name: str) -> str:
     """The name as a Python identifier: `a0.h3` is `a0_h3`."""
     word = _WORD.sub("_", name).strip("_")
     return word if word and not word[0].isdigit() else f"n_{word}"
+
+
+def unused(base: str, taken: Container[str]) -> str:
+    """The name, with a number behind it if it is taken."""
+    chosen, number = base, 1
+    while chosen in taken:
+        number += 1
+        chosen = f"{base}_{number}"
+    return chosen
 
 
 class Weights:
@@ -35,9 +46,12 @@ class Weights:
         self._names: dict[tuple[Any, ...], str] = {}
 
     def value(self, node: Circuit) -> torch.Tensor | None:
-        """The tensor of a constant seen through Index and Rearrange; None if the node is something else."""
+        """The tensor of a constant seen through Index and Rearrange; None if the node is something else.
+
+        A constant that is repeated along the batch is something else: how often is known at run time.
+        """
         chain: list[Circuit] = []
-        while isinstance(node, Index | Rearrange):
+        while isinstance(node, Index | Rearrange) and is_concrete(node.shape):
             chain.append(node)
             node = node.children[0]
         if not isinstance(node, Array):
@@ -51,11 +65,7 @@ class Weights:
         """The attribute that holds the tensor; a new one, called after `name`, for memory not seen before."""
         key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
         if key not in self._names:
-            base = chosen = identifier(name)
-            number = 1
-            while chosen in self.tensors:
-                number += 1
-                chosen = f"{base}_{number}"
+            chosen = unused(identifier(name), self.tensors)
             self._names[key] = chosen
             self.tensors[chosen] = value
         return self._names[key]
