@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from tapeout.ir.errors import TapeoutError
+from tapeout.show import show
 from tapeout.tasks.ioi.experiment import IOIResult, run_ioi
 from tapeout.tasks.ioi.experiment import Progress as Notify
 
@@ -57,6 +58,9 @@ def ioi(
         _print_ioi(result, Console())
     if not result.within_tolerance:
         raise typer.Exit(1)
+
+
+app.command()(show)
 
 
 @contextmanager

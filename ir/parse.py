@@ -41,7 +41,7 @@ from tapeout.ir.set_symbolic_shape import SetSymbolicShape
 from tapeout.ir.sizes import Shape, format_shape
 from tapeout.ir.symbol import Symbol
 from tapeout.ir.tag import Tag
-from tapeout.ir.text import ARG_FLAGS
+from tapeout.ir.text import ARG_FLAGS, CUT_OFF
 
 _WRONG = (TapeoutError, ValueError, RuntimeError)
 """What building a node from a wrong text raises (torch's errors are RuntimeErrors)."""
@@ -91,7 +91,9 @@ class _Label(NamedTuple):
     name: str | None
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.number, self.name and quote(self.name)) if part)
+        return " ".join(
+            part for part in (self.number, None if self.name is None else quote(self.name)) if part
+        )
 
 
 class _Entry(NamedTuple):
@@ -137,6 +139,8 @@ class _Parser:
         return self.roots
 
     def _read_line(self, number: int, text: str) -> None:
+        if text.endswith(CUT_OFF):
+            raise _at(number, text, ParseError("it is cut off", hint="print the circuit without a traversal"))
         match = _LINE.fullmatch(text)
         if match is None:
             raise _at(number, text, ParseError("it cannot be read", hint=f"{_FORM}; check the quotes"))

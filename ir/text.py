@@ -20,6 +20,9 @@ from tapeout.ir.sizes import format_shape
 from tapeout.ir.symbol import Symbol
 
 DEEPEST_INDENT = 40
+CUT_OFF = " ..."
+"""Ends the line of a node whose children are not printed."""
+
 ARG_FLAGS = tuple(field.name for field in fields(ModuleArgSpec) if field.type == "bool")
 """What an argument spec says beside its symbol, each usually true."""
 
@@ -76,17 +79,19 @@ class _Printer:
             following = None if place.state is None or again else place.state.step(node)[1]
             goes_on = bool(node.children) and not again and (start is None or following is not None)
             cut_off = bool(node.children) and not again and not goes_on
-            yield self._line(place) + (" ..." if cut_off else "")
+            yield self._line(place, cut_off)
             if goes_on:
                 opened.add(node)
                 stack.extend(_places_below(place, following))
 
-    def _line(self, place: _Place) -> str:
+    def _line(self, place: _Place, cut_off: bool) -> str:
         first = place.node not in self.printed
         self.printed.add(place.node)
         text = self._definition(place.node) if first else self._label(place.node)
         if place.binds is not None:
             text += self._binding(place.binds)
+        if cut_off:
+            text += CUT_OFF
         if first and (comments := [c for comment in self.options.commenters if (c := comment(place.node))]):
             text += "  # " + "; ".join(comments)
         if place.depth > DEEPEST_INDENT:
