@@ -29,15 +29,14 @@ class Concat(Circuit):
     __slots__ = ()
 
     def __new__(cls, *args: Circuit, axis: int, name: str | None = _AUTONAME) -> Concat:
+        name = auto_name(name, args, joiner=" ++ ")
         if not args:
             raise ShapeError(f"Concat {name!r} has no children", hint="give at least one node")
         rank = args[0].rank
         if not -rank <= axis < rank:
-            raise ShapeError(
-                f"Concat {name!r} along axis {axis} of nodes of rank {rank}",
-                hint=f"use an axis from {-rank} to {rank - 1}",
-            )
-        return cls._make((axis % rank,), args, auto_name(name, args, joiner=" ++ "))
+            hint = f"use an axis from {-rank} to {rank - 1}" if rank else "unsqueeze the nodes, or use Concat.stack"
+            raise ShapeError(f"Concat {name!r} along axis {axis} of nodes of rank {rank}", hint=hint)
+        return cls._make((axis % rank,), args, name)
 
     @staticmethod
     def stack(*args: Circuit, axis: int, name: str | None = _AUTONAME) -> Concat:
