@@ -1,13 +1,13 @@
-"""The user's worked example, step by step, in whichever system: tapeout, or rust_circuit where it is installed.
+"""The user's worked example, step by step, in either system: tapeout, or rust_circuit where it is installed.
 
-`literal_walk` is the example's own code; only what it imports differs between the two. The rewriting
-benchmark times it, and the tests compare the two systems after every step.
+`literal_walk` is the example's own code; only what it imports differs between the two. `rewrite.py` times it,
+and the tests compare the two systems after every step.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -103,7 +103,7 @@ Step = tuple[str, Any]
 def literal_walk(
     system: System, bound: Any, sizes: Sizes, to: str = "ATTN_HEAD_MLP_NORM", **options: Any
 ) -> Iterator[Step]:
-    """Each step's name and circuit, from `configure_transformer` to the last rename.
+    """The step and the circuit after each rewrite, from `configure_transformer` to the last rename.
 
     Args:
         system: which system.
@@ -113,44 +113,46 @@ def literal_walk(
         options: for `configure_transformer`; the example's by default.
     """
     rc = system.rc
-    chosen = options or FULL_SPLIT
-    circuit = bound.update(
-        "t.bind_w", lambda c: system.configure_transformer(c, system.to[to], **chosen)
-    )
+    circuit = yield from _until_blocks_are_renamed(system, bound, to, options or FULL_SPLIT)
+    circuit = circuit.update(rc.Regex("[am]\\d(.h\\d)?$"), lambda c: c.rename(c.name + ".inner"))
+    yield "rename blocks", circuit
+    for old, new in block_names(sizes).items():
+        circuit = circuit.update(old, lambda c, new=new: c.rename(new))
+        yield "rename blocks", circuit
+    circuit = split_by_position(system, circuit)
+    yield "split by position", circuit
+    names = position_names(sizes)
+    yield "rename positions", circuit.update(rc.Matcher(*names), lambda c: c.rename(names[c.name]))
+
+
+def table_walk(system: System, bound: Any, sizes: Sizes) -> Iterator[Step]:
+    """The same with tapeout's renames by table, one rewrite a table."""
+    rc = system.rc
+    circuit = yield from _until_blocks_are_renamed(system, bound, "ATTN_HEAD_MLP_NORM", FULL_SPLIT)
+    circuit = rc.rename_by_table(circuit, block_names(sizes))
+    yield "rename blocks", circuit
+    circuit = split_by_position(system, circuit)
+    yield "split by position", circuit
+    yield "rename positions", rc.rename_by_table(circuit, position_names(sizes))
+
+
+def _until_blocks_are_renamed(
+    system: System, bound: Any, to: str, options: Mapping[str, Any]
+) -> Generator[Step, None, Any]:
+    rc = system.rc
+    circuit = bound.update("t.bind_w", lambda c: system.configure_transformer(c, system.to[to], **options))
     yield "configure", circuit
     circuit = rc.conform_all_modules(circuit)
     yield "conform", circuit
     circuit = circuit.cast_module().substitute().rename("logits")
     yield "substitute the call", circuit
-    circuit = without_modules(system, circuit)
-    yield "substitute all but norms", circuit
-    circuit = rename_blocks(system, circuit, sizes)
-    yield "rename blocks", circuit
-    circuit = split_by_position(system, circuit)
-    yield "split by position", circuit
-    names = position_names(sizes)
-    circuit = circuit.update(rc.Matcher(*names), lambda c: c.rename(names[c.name]))
-    yield "rename positions", circuit
-
-
-def without_modules(system: System, circuit: Any) -> Any:
-    """Every module substituted but norms and what is called after them."""
-    rc = system.rc
     kept = rc.Matcher(rc.Regex("norm")) | rc.Matcher(rc.Regex("ln")) | rc.Matcher(rc.Regex("final"))
     while True:
         following = circuit.update(rc.Matcher(rc.Module) & ~kept, lambda c: c.cast_module().substitute())
         if following == circuit:
             return circuit
         circuit = following
-
-
-def rename_blocks(system: System, circuit: Any, sizes: Sizes) -> Any:
-    """`b0` becomes `a1.input`, `b0.a.h0` becomes `a0.h0`, and so on: one update a name."""
-    rc = system.rc
-    circuit = circuit.update(rc.Regex("[am]\\d(.h\\d)?$"), lambda c: c.rename(c.name + ".inner"))
-    for old, new in block_names(sizes).items():
-        circuit = circuit.update(old, lambda c, new=new: c.rename(new))
-    return circuit
+        yield "substitute all but norms", circuit
 
 
 def block_names(sizes: Sizes) -> dict[str, str]:

@@ -22,6 +22,7 @@ from tapeout.ir import (
     RearrangeSpec,
     Scalar,
     Symbol,
+    get_free_symbols,
     last_dim_size,
     module_new_bind,
     reciprocal,
@@ -244,7 +245,7 @@ def numbered(name: str, layer: int) -> str:
 
 def transformer(body: Circuit, norm: Circuit, num_layers: int) -> Circuit:
     """The logits [SEQ, VOCAB] of a stack of blocks: input `t.input` [SEQ, HIDDEN], and each layer's weights."""
-    weights = sorted((s for s in body.free_symbols if not _NOT_WEIGHTS(s)), key=lambda s: s.name)
+    weights = [s for s in get_free_symbols(body) if not _NOT_WEIGHTS(s)]
     out: Circuit = symbol("t.input", SEQ, HIDDEN)
     for layer in range(num_layers):
         renamed = [(weight, symbol(numbered(weight.name, layer), *weight.shape)) for weight in weights]

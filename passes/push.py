@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from functools import lru_cache
 
-from tapeout.ir import Circuit, Matcher, Module, ModuleArgSpec, Symbol, get_free_symbols
+from tapeout.ir import Circuit, Matcher, Module, ModuleArgSpec, Symbol
 from tapeout.ir.errors import PassError
 from tapeout.ir.labels import labels
 from tapeout.ir.trampoline import memoised
@@ -82,10 +82,11 @@ class _Pusher:
     def _wrap_flat(self, node: Circuit, stack: Stack) -> Step:
         bound = self.bound(stack)
         specs, args = [], []
-        for symbol in get_free_symbols(node):
-            if symbol in bound:
-                specs.append(ModuleArgSpec(symbol))
-                args.append((yield from self._resolve(symbol, stack)))
+        for at in reversed(range(len(stack))):
+            for symbol in (spec.symbol for spec in stack[at].arg_specs):
+                if symbol in node.free_symbols and bound[symbol] == at:
+                    specs.append(ModuleArgSpec(symbol))
+                    args.append((yield from self._resolve(symbol, stack)))
         if not specs:
             return node
         return Module.build(node, tuple(specs), tuple(args), self.namer(node.name, stack[::-1]))
@@ -96,10 +97,12 @@ class _Pusher:
             module = stack[at]
             used = [i for i, spec in enumerate(module.arg_specs) if spec.symbol in wrapped.free_symbols]
             if used:
-                specs, args = tuple(module.arg_specs[i] for i in used), tuple(module.nodes[i] for i in used)
-                wrapped = Module.build(wrapped, specs, args, self.namer(node.name, stack[at:][::-1]))
+                args = []
+                for i in used:
+                    args.append((yield module.nodes[i], ()))
+                specs = tuple(module.arg_specs[i] for i in used)
+                wrapped = Module.build(wrapped, specs, tuple(args), self.namer(node.name, stack[at:][::-1]))
         return wrapped
-        yield  # a generator like its siblings
 
     def _check_shadow(self, module: Module, stack: Stack) -> None:
         twice = [spec.symbol for spec in module.arg_specs if spec.symbol in self.bound(stack)]
