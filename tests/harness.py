@@ -388,11 +388,9 @@ class _Maker:
         self.rng, self.pool, self.depth = rng, pool, depth
         self.modules, self.shared_names = modules, shared_names
         self.count = 0
-        self.operations = [
-            self.leaf, self.scalar, self.einsum, self.einsum, self.add, self.add, self.rearrange, self.rearrange,
-            self.index, self.index, self.concat, self.scatter, self.function, self.function, self.function,
-            self.binary, self.gen_index, self.tag, self.set_shape,
-        ]  # fmt: skip
+        twice = [self.einsum, self.add, self.rearrange, self.index, self.function]
+        once = [self.leaf, self.scalar, self.concat, self.scatter, self.binary, self.gen_index]
+        self.operations = [*twice, *twice, *once, self.function, self.tag, self.set_shape]
         if modules and depth < 2:
             self.operations += [self.module, self.module]
 

@@ -128,7 +128,7 @@ BUILDS: dict[str, tuple[Callable[[], Circuit], list[Callable[[], Circuit]]]] = {
         lambda: SetSymbolicShape(X, (dim("A"), 3), "n"),
         [lambda: SetSymbolicShape(X, (dim("B"), 3), "n"), lambda: SetSymbolicShape(X, (3, 3), "n")],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BUILDS)
