@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from tapeout.ir import Circuit, GeneralFunction, Matcher, Regex, Symbol
+from tapeout.ir.errors import DataError
 from tapeout.models.info import TransformerInfo
 from tapeout.passes import (
     ConformAllModules,
@@ -45,7 +46,10 @@ def split_circuit(
 
     Raises:
         ModelError: if the model knows no position so far.
+        DataError: if there are no tokens.
     """
+    if length < 1:
+        raise DataError(f"a circuit of {length} tokens", hint="a prompt has at least one")
     tokens = Symbol.new_with_none_uuid((length,), "tokens", torch.int64)
     embeds = GeneralFunction.gen_index(circuits["t.w.tok_embeds"], tokens, 0, name="tok_embeds")
     observers = tuple(observers)
@@ -85,8 +89,14 @@ def short_names(info: TransformerInfo) -> dict[str, str]:
 
 def position_names(info: TransformerInfo, length: int) -> dict[str, str]:
     """From the names of parts to short ones: `a3.h5_at_idx_2` is `a3_h5_t2`."""
-    parts = [f"a{layer}.h{head}" for layer in range(info.params.num_layers) for head in range(info.params.num_heads)]
+    parts = [
+        f"a{layer}.h{head}"
+        for layer in range(info.params.num_layers)
+        for head in range(info.params.num_heads)
+    ]
     parts += [f"m{layer}" for layer in range(info.params.num_layers)]
     return {
-        f"{part}_at_idx_{position}": f"{part.replace('.', '_')}_t{position}" for part in parts for position in range(length)
+        f"{part}_at_idx_{position}": f"{part.replace('.', '_')}_t{position}"
+        for part in parts
+        for position in range(length)
     }

@@ -1,10 +1,10 @@
-"""The IOI metric as a circuit: the logit of the indirect object minus that of the subject, at the last position."""
+"""The IOI metric as a circuit: the logit of the indirect object minus the subject's, at the last position."""
 
 from __future__ import annotations
 
 import torch
 
-from tapeout.ir import Add, Array, Circuit, DiscreteVar, GeneralFunction, I, Index
+from tapeout.ir import Add, Array, Circuit, DiscreteVar, GeneralFunction, I, Index, Symbol
 from tapeout.ir.errors import DataError, ShapeError
 from tapeout.passes import RunDiscreteVarAllSpec, Sampler
 
@@ -35,30 +35,53 @@ def logit_diff_circuit(logits: Circuit) -> Add:
 
 
 def bind_dataset(circuit: Circuit, tokens: torch.Tensor, labels: torch.Tensor | None = None) -> Circuit:
-    """The circuit over a dataset: a leading axis over its rows, for `tokens` and, where it has them, `labels`.
+    """The circuit over a dataset: a leading axis over its rows, for `tokens` and, if it has them, `labels`.
 
     Args:
         circuit: with the symbol `tokens` [SEQ] and perhaps the array `labels` [2].
         tokens: int64 [N, SEQ].
-        labels: int64 [N, 2], the IO and S tokens.
+        labels: int64 [N, 2], the IO and S tokens; None for a circuit without labels.
 
     Raises:
-        DataError: if the dataset is empty or its shapes do not fit.
-        MatchError: if the circuit has no `tokens` (or no `labels`, if these are given).
+        DataError: if the dataset is empty, its shapes do not fit, labels are missing or not asked for, or
+            the circuit's tokens are bound already.
+        MatchError: if the circuit has no `tokens`.
     """
     symbol = circuit.get_unique("tokens")
+    if not isinstance(symbol, Symbol):
+        raise DataError(
+            f"the tokens of {circuit!r} are bound already: {symbol!r}",
+            hint="bind each dataset to the circuit whose tokens are a symbol, as split_circuit makes it",
+        )
     if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] != symbol.shape[0]:
         raise DataError(
             f"tokens of shape {list(tokens.shape)} do not fit the circuit's {symbol!r}",
             hint="give at least one row, and rows of the length that the circuit was built for; "
             "prompts of several lengths need one circuit each (dataset.by_length())",
         )
+    if labels is None and circuit.are_any_found("labels"):
+        raise DataError(
+            f"{circuit!r} has labels, and none were given", hint="give [N, 2]: the IO and the S token"
+        )
     group = DiscreteVar.uniform_probs_and_group(len(tokens))
-    circuit = circuit.update("tokens", lambda _: DiscreteVar(Array(tokens, "tokens"), group), assert_found=True)
+    rows = {"tokens": tokens}
     if labels is not None:
-        if tuple(labels.shape) != (len(tokens), 2):
-            raise DataError(
-                f"labels of shape {list(labels.shape)} for {len(tokens)} prompts", hint="give [N, 2]: the IO and the S token"
-            )
-        circuit = circuit.update("labels", lambda _: DiscreteVar(Array(labels, "labels"), group), assert_found=True)
+        _check_labels(circuit, labels, len(tokens))
+        rows["labels"] = labels
+    for name, values in rows.items():
+        variable = DiscreteVar(Array(values, name), group)
+        circuit = circuit.update(name, lambda _, variable=variable: variable)  # type: ignore[misc]
     return Sampler(RunDiscreteVarAllSpec([group])).sample(circuit)
+
+
+def _check_labels(circuit: Circuit, labels: torch.Tensor, count: int) -> None:
+    if tuple(labels.shape) != (count, 2):
+        raise DataError(
+            f"labels of shape {list(labels.shape)} for {count} prompts",
+            hint="give [N, 2]: the IO and the S token",
+        )
+    if not circuit.are_any_found("labels"):
+        raise DataError(
+            f"labels were given, and {circuit!r} has no node of that name",
+            hint="make the metric first: logit_diff_circuit(logits)",
+        )
