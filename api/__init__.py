@@ -8,6 +8,7 @@ experiments in `tapeout.tasks`.
 from importlib.metadata import PackageNotFoundError, version
 
 import tapeout.backends.reference  # says how circuits are evaluated
+from tapeout.compiler import Compiled, compile, compile_many, evaluate_many, values
 from tapeout.ir import *  # noqa: F403
 from tapeout.ir import __all__ as _ir_names
 from tapeout.ir.errors import (
@@ -43,6 +44,7 @@ except PackageNotFoundError:  # a checkout on the path, not installed
 __all__ = [  # noqa: PLE0604 (names of the IR)
     *_ir_names,
     "ArtefactError",
+    "Compiled",
     "DataError",
     "LoweringError",
     "MatchError",
@@ -58,9 +60,13 @@ __all__ = [  # noqa: PLE0604 (names of the IR)
     "TypeMismatchError",
     "UnsupportedError",
     "__version__",
+    "compile",
+    "compile_many",
     "conform_all_modules",
+    "evaluate_many",
     "rename_by_table",
     "split_to_concat",
     "strip_names",
     "substitute_all_modules",
+    "values",
 ]

@@ -264,6 +264,8 @@ def _as_attention(scores: _Scores, probs_axes: Axes, v: Circuit, v_axes: Axes, o
     (c,) = shared
     key = scores.out[-1]
     batch = [axis for axis in scores.out if axis in scores.q_axes and axis in scores.k_axes]
+    # Rows of the data first, heads after them: the layout that attention kernels read and write without a copy.
+    batch.sort(key=lambda axis: _comes_from_weight(scores.q, scores.q_axes.index(axis)))
     query = [axis for axis in scores.out if axis in scores.q_axes and axis not in scores.k_axes]
     if len(query) > 1 or len(batch) + len(query) + 1 != len(scores.out):
         return None
@@ -281,6 +283,27 @@ def _as_attention(scores: _Scores, probs_axes: Axes, v: Circuit, v_axes: Axes, o
     causal, mask = _mask_of(scores.allowed, has_query=bool(query))
     node = _function(Attention(scores.scale, causal), q, k, values, *mask)
     return _arranged(node, [*out_batch, *(out_query or [None]), *value_only], list(out))
+
+
+def _comes_from_weight(node: Circuit, axis: int) -> bool:
+    """Whether an axis of the node is one of a weight's (heads), not of the data."""
+    while True:
+        if isinstance(node, Einsum):
+            letter = node.out_axes[axis]
+            owners = [(child, axes) for child, axes in node.args if letter in axes]
+            if any(_is_weight(child) for child, _ in owners):
+                return True
+            node, axes = owners[0]
+            axis = axes.index(letter)
+        elif isinstance(node, Rearrange) and len(node.spec.output_ints[axis]) == 1:
+            group = node.spec.output_ints[axis]
+            if group not in node.spec.input_ints:
+                return False
+            axis, node = node.spec.input_ints.index(group), node.node
+        elif isinstance(node, Add) and any(child.shape == node.shape for child in node.children):
+            node = next(child for child in node.children if child.shape == node.shape)
+        else:
+            return False
 
 
 def _mask_of(allowed: torch.Tensor | None, has_query: bool) -> tuple[bool, list[Circuit]]:

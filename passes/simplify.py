@@ -24,7 +24,7 @@ class Simplify(ExecutionPass):
     """Rewrites every node by the rules of `tapeout.passes.rules`, until none applies.
 
     Args:
-        budget: how many rewrites may follow from one node; by default 64, and one for each node of the circuit.
+        budget: how many rewrites may follow from one node; None for 64 and the number of nodes.
         fired: where it is counted how often each rule was used.
     """
 
@@ -61,8 +61,10 @@ class Simplifier:
         self.origins = origins
         self.fired = fired
         self._normal: dict[Circuit, Circuit] = {}
-        self._following: dict[Circuit, tuple[Circuit, Circuit]] = {}  # node -> over normal children, rewritten
-        self._rewrites: dict[Circuit, int] = {}  # how many led to a node, where any did
+        # A node that is being rewritten: itself over normal children, and what that became.
+        self._following: dict[Circuit, tuple[Circuit, Circuit]] = {}
+        # How many rewrites led to a node, where any did.
+        self._rewrites: dict[Circuit, int] = {}
 
     def normal_form(self, root: Circuit) -> Circuit:
         """The node to which no rule applies any more.
@@ -135,9 +137,10 @@ class Simplifier:
             raise self._error(node, f"is not at an end after {self.budget} rewrites")
 
     def _error(self, node: Circuit, what: str) -> PassError:
+        counts = ", ".join(f"{name} {count}" for name, count in self.fired.most_common())
         return PassError(
             f"simplifying {node!r} {what}; the last rule was {rule_name(self._last)}",
-            facts=[f"rules used so far: {', '.join(f'{name} {count}' for name, count in self.fired.most_common())}"],
+            facts=[f"rules used so far: {counts}"],
             hint="this is a mistake in a rule; TAPEOUT_SKIP=simplify leaves the pass out",
         )
 

@@ -6,5 +6,5 @@ from tapeout.ir import Circuit
 
 
 def is_float(node: Circuit) -> bool:
-    """Whether the node's numbers may come and go: beside an integer, a number decides the dtype of the result."""
+    """Whether numbers in the node may come and go: beside integers a number decides the result's dtype."""
     return node.torch_dtype is None or node.torch_dtype.is_floating_point

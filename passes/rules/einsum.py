@@ -52,7 +52,7 @@ def einsum_repeats(node: Einsum) -> Circuit | None:
 def einsum_scalars_last(node: Einsum) -> Circuit | None:
     """`einsum(,a,a,b->a; 2, x, 3[n], 1[5]) --> einsum(a,->a; x, 30)`"""
     scalars, others = _taken_apart(node)
-    if not scalars or not others or (len(scalars) == 1 and node.in_axes[-1] == () and node.children[-1] is scalars[0][0]):
+    if not scalars or not others or _is_scalar_last(node, len(scalars)):
         return None
     kept = {axis for _, axes in others for axis in axes}
     factor = _factor(scalars, kept)
@@ -63,7 +63,8 @@ def einsum_scalars_last(node: Einsum) -> Circuit | None:
 
 def einsum_times_one(node: Einsum) -> Circuit | None:
     """`1 * x --> x`"""
-    args = [(child, axes) for child, axes in node.args if axes or not isinstance(child, Scalar) or not child.is_one()]
+    ones = [axes == () and isinstance(child, Scalar) and child.is_one() for child, axes in node.args]
+    args = [arg for arg, one in zip(node.args, ones, strict=True) if not one]
     if not args or len(args) == len(node.children) or not is_float(node):
         return None
     return Einsum(*args, out_axes=node.out_axes, name=None)
@@ -115,7 +116,10 @@ def _taken_apart(node: Einsum) -> tuple[list[tuple[Scalar, Axes]], _Args]:
 
 
 def _factor(scalars: list[tuple[Scalar, Axes]], kept: set[int]) -> float | None:
-    """The product of the numbers, times the sizes of the axes not in `kept`, which are summed; None if one is unknown."""
+    """The product of the numbers, times the sizes of the axes not in `kept`, which are summed.
+
+    None if such a size is unknown.
+    """
     sizes: dict[int, Size] = {}
     for scalar, axes in scalars:
         for axis, size in zip(axes, scalar.shape, strict=True):
@@ -127,6 +131,11 @@ def _factor(scalars: list[tuple[Scalar, Axes]], kept: set[int]) -> float | None:
             return None
         factor *= size
     return factor
+
+
+def _is_scalar_last(node: Einsum, count: int) -> bool:
+    """Whether the only number of `count` is one without axes, in the last place."""
+    return count == 1 and node.in_axes[-1] == () and isinstance(node.children[-1], Scalar)
 
 
 def _without_axes(scalar: Scalar, axes: Axes, gone: set[int]) -> tuple[Circuit, Axes]:
@@ -150,6 +159,14 @@ def _scaling(node: Circuit) -> tuple[Circuit, float] | None:
 
 
 EINSUM_RULES = (
-    einsum_of_nothing, einsum_with_zero, einsum_of_scalars, einsum_repeats, einsum_scalars_last, einsum_times_one,
-    einsum_identity, einsum_permutes, einsum_scales_scaled, einsum_renumbered,
-)  # fmt: skip
+    einsum_of_nothing,
+    einsum_with_zero,
+    einsum_of_scalars,
+    einsum_repeats,
+    einsum_scalars_last,
+    einsum_times_one,
+    einsum_identity,
+    einsum_permutes,
+    einsum_scales_scaled,
+    einsum_renumbered,
+)

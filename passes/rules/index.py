@@ -49,5 +49,10 @@ def _index_below(node: Index) -> Circuit | None:
 
 
 INDEX_RULES = (
-    index_canonical, index_of_everything, index_of_scalar, index_of_index, index_of_concat, index_of_rearrange,
-)  # fmt: skip
+    index_canonical,
+    index_of_everything,
+    index_of_scalar,
+    index_of_index,
+    index_of_concat,
+    index_of_rearrange,
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from tapeout.ir import Circuit, Rearrange, RearrangeSpec, Scalar
 from tapeout.ir.sizes import UNKNOWN, Shape, Size, SymbolicSize, divide, multiply
@@ -38,9 +39,10 @@ def rearrange_identity(node: Rearrange) -> Circuit | None:
 
 @lru_cache(maxsize=4096)
 def canonical_spec(spec: RearrangeSpec, shape: Shape) -> RearrangeSpec | None:
-    """The spec in the one form that all specs have that do the same to that shape; None where sizes are unknown.
+    """The spec in the one form that all specs have that do the same to that shape.
 
     Elementary axes are numbered as they occur, have not size 1, and do not stay together on both sides.
+    None where sizes are unknown.
     """
     sizes = spec.sizes(shape)
     inputs, outputs = _without_ones(spec.input_ints, sizes), _without_ones(spec.output_ints, sizes)
@@ -60,15 +62,15 @@ def _without_ones(groups: _Groups, sizes: Sequence[Size]) -> _Groups:
 
 
 def _runs(inputs: _Groups, outputs: _Groups) -> dict[int, list[int]]:
-    """The elementary axes that are neighbours on both sides (or on the one on which they are), by the first of each."""
-    after = {number: following for group in inputs for number, following in zip(group, group[1:], strict=False)}
+    """Elementary axes that are neighbours wherever they are, in one list each, by the first of them."""
+    after = dict(pair for group in inputs for pair in pairwise(group))
     read = {number for group in inputs for number in group}
     runs: dict[int, list[int]] = {}
     for group in outputs:
         first = -1
-        for previous, number in zip((None, *group), group, strict=False):
+        for previous, number in zip((-1, *group), group, strict=False):
             together = after.get(previous) == number if number in read else previous not in read
-            if previous is not None and together:
+            if previous != -1 and together:
                 runs[first].append(number)
             else:
                 first = number
@@ -77,7 +79,7 @@ def _runs(inputs: _Groups, outputs: _Groups) -> dict[int, list[int]]:
 
 
 def _numbered(inputs: _Groups, outputs: _Groups, sizes: dict[int, Size]) -> RearrangeSpec:
-    """The spec with axes numbered as they occur, and sizes only where the input's shape does not tell them."""
+    """The spec with axes numbered as they occur, and sizes where the input's shape does not tell them."""
     order = dict.fromkeys(number for group in inputs + outputs for number in group)
     numbers = {number: i for i, number in enumerate(order)}
     told = {group[0] for group in inputs if len(group) == 1}
@@ -94,8 +96,10 @@ def _numbered(inputs: _Groups, outputs: _Groups, sizes: dict[int, Size]) -> Rear
 
 @lru_cache(maxsize=4096)
 def composed_spec(inner: RearrangeSpec, outer: RearrangeSpec, shape: Shape) -> RearrangeSpec | None:
-    """What `inner` does to that shape and then `outer`; None where they split an axis between them in ways
-    that no one spec expresses, or sizes are unknown."""
+    """What `inner` does to that shape and then `outer`.
+
+    None where they split an axis between them in ways that no one spec expresses, or sizes are unknown.
+    """
     inner_sizes = inner.sizes(shape)
     middle = tuple(multiply(inner_sizes[number] for number in group) for group in inner.output_ints)
     outer_sizes = outer.sizes(middle)
@@ -120,7 +124,10 @@ def composed_spec(inner: RearrangeSpec, outer: RearrangeSpec, shape: Shape) -> R
 def _split_alike(
     left: Iterable[tuple[list[int], Size]], right: Iterable[tuple[list[int], Size]], pieces: list[Size]
 ) -> bool:
-    """Splits two lists of parts of one axis into common pieces, entered into the lists; False if there are none."""
+    """Splits two lists of parts of one axis into common pieces, entered into the lists.
+
+    False if there are no such pieces.
+    """
     lefts = [part for part in reversed(list(left)) if part[1] != 1]
     rights = [part for part in reversed(list(right)) if part[1] != 1]
     while lefts and rights:
