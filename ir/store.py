@@ -76,15 +76,18 @@ def load_circuit(path: str | Path) -> Circuit:
     """Reads a circuit that was saved; see `Circuit.load`."""
     folder = _existing(Path(path).resolve())
     manifest = _read_manifest(folder)
+    files = manifest.get("files")
     for name in (TEXT, TENSORS):
-        _check_file(folder / name, manifest["files"][name])
+        if not isinstance(files, dict) or files.get(name) != _fingerprint(folder / name):
+            raise _altered(folder / name)
+    text, tensors = _read_text(folder / TEXT), _read_tensors(folder / TENSORS)
     try:
-        return parse_circuit((folder / TEXT).read_text(encoding="utf-8"), _read_tensors(folder / TENSORS))
+        return parse_circuit(text, tensors)
     except ParseError as error:
         raise ArtefactError(
             f"{folder / TEXT} cannot be read: {error.message}",
             facts=error.facts,
-            hint=f"it was written by tapeout {manifest['tapeout']}: load it there, or save it again",
+            hint=f"it was written by tapeout {manifest.get('tapeout')}: load it there, or save it again",
         ) from error
 
 
@@ -204,7 +207,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(_bytes_of(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _altered(path) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise _altered(path)
@@ -219,9 +222,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_file(path: Path, wanted: object) -> None:
-    if _fingerprint(path) != wanted:
-        raise _altered(path)
+def _read_text(path: Path) -> str:
+    try:
+        return _bytes_of(path).decode()
+    except ValueError as error:
+        raise _altered(path) from error
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -383,7 +383,7 @@ BAD = {
     "two of one name": (f"'s' Add\n  {X}\n  'x' [3] Scalar 1", 3, "two nodes are called 'x'"),
     "child of a leaf": (f"{X}\n  {ONE}", 2, "no children of its own"),
     "child of a reference": (f"'s' Add\n  {X}\n  'x'\n    {ONE}", 4, "no children of its own"),
-    "wrong number of children": (f"'s' Tag 00000000-0000-0000-0000-000000000001\n  {X}\n  {ONE}", 1, "2 children"),
+    "wrong number of children": (f"'s' SetSymbolicShape [2]\n  {X}\n  {ONE}", 1, "2 children"),
     "wrong shape": (f"'s' [3] Add\n  {X}", 1, "the text says [3], but the shape is [2]"),
     "leaf without shape": ("'x' Scalar 1", 1, "needs its shape"),
     "size": ("'x' [2,a b] Scalar 1", 1, "no size"),
