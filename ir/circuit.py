@@ -20,6 +20,7 @@ from tapeout.ir.sizes import Shape, Size, multiply
 
 if TYPE_CHECKING:
     from tapeout.ir.index_rules import AxisIndices, Pushed
+    from tapeout.ir.sizes import Unifier
     from tapeout.ir.symbol import Symbol
 
 _AUTONAME: Any = object()
@@ -204,6 +205,10 @@ class Circuit(CircuitMethods):
         None where no part of an index can enter: leaves, and kinds without a rule.
         """
         return None
+
+    def with_sizes(self, learnt: Unifier) -> Circuit:
+        """The same node with what has been learnt of symbolic sizes filled into its attributes."""
+        return self
 
     def _adopt(self, original: Circuit) -> None:
         """Takes over from the node that this one is a renamed copy of what interning does not compare."""

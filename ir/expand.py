@@ -12,6 +12,7 @@ from tapeout.ir.errors import ModuleBindingError, ShapeError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.module import Module, ModuleArgSpec
 from tapeout.ir.rearrange import Rearrange, RearrangeSpec
+from tapeout.ir.sizes import SizeMismatch, Unifier
 from tapeout.ir.symbol import Symbol
 
 Bindings = Mapping[Symbol, Circuit]
@@ -21,7 +22,8 @@ Bindings = Mapping[Symbol, Circuit]
 def substitute_symbols(circuit: Circuit, bindings: Bindings, capture: bool = False) -> Circuit:
     """The circuit with free symbols replaced, all at once; their extra leading axes become batch axes.
 
-    The batch axes of different replacements are aligned on the right and run together.
+    The batch axes of different replacements are aligned on the right and run together. What the replacements
+    tell of symbolic sizes is filled into the nodes above the symbols, and into scalars beside them.
 
     Args:
         circuit: the circuit.
@@ -32,6 +34,24 @@ def substitute_symbols(circuit: Circuit, bindings: Bindings, capture: bool = Fal
         ShapeError: if the replacements do not fit.
         ModuleBindingError: if a free symbol of a replacement would be captured by a module, and `capture` is off.
     """
+    return _substitute(circuit, bindings, capture, _learnt(bindings))
+
+
+def _learnt(bindings: Bindings) -> Unifier | None:
+    """What the replacements tell of the symbols' sizes; None if nothing."""
+    unifier = Unifier()
+    for symbol, node in bindings.items():
+        if symbol.shape == node.shape:
+            continue
+        try:
+            for own, given in zip(reversed(symbol.shape), reversed(node.shape), strict=False):
+                unifier.unify(own, given)
+        except SizeMismatch:
+            return None
+    return unifier if unifier.known else None
+
+
+def _substitute(circuit: Circuit, bindings: Bindings, capture: bool, learnt: Unifier | None) -> Circuit:
     bindings = {symbol: node for symbol, node in bindings.items() if symbol is not node}
     memo: dict[Circuit, Circuit] = {symbol: node for symbol, node in bindings.items()}
     stack = [circuit]
@@ -41,7 +61,7 @@ def substitute_symbols(circuit: Circuit, bindings: Bindings, capture: bool = Fal
             stack.pop()
             continue
         if node.free_symbols.isdisjoint(bindings):
-            memo[node] = node
+            memo[node] = node if learnt is None else node.with_sizes(learnt)
             stack.pop()
             continue
         below = node.children[1:] if isinstance(node, Module) else node.children
@@ -53,7 +73,8 @@ def substitute_symbols(circuit: Circuit, bindings: Bindings, capture: bool = Fal
         if isinstance(node, Module):
             memo[node] = _expand_module(node, tuple(memo[child] for child in below), bindings, capture)
         else:
-            memo[node] = node.expand(tuple([memo[child] for child in below]))
+            sized = node if learnt is None else node.with_sizes(learnt)
+            memo[node] = sized.expand(tuple([memo[child] for child in below]))
     return memo[circuit]
 
 
@@ -72,7 +93,7 @@ def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Binding
         _check_capture(module, inside, bound)
     extras = [new.rank - old.rank for new, old in zip(nodes, module.nodes, strict=True)]
     if _batch_stays_in_front(module, extras) and all(node.rank == old.rank for old, node in inside.items()):
-        new_body = substitute_symbols(body, inside, capture) if inside else body
+        new_body = _substitute(body, inside, capture, None) if inside else body
         return Module.build(new_body, module.arg_specs, nodes, module.op_name)
     batch = align_batch(
         repr(module),
@@ -85,8 +106,8 @@ def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Binding
         if extra > 0
     }
     if capture:
-        inside = {symbol: substitute_symbols(node, widened) for symbol, node in inside.items()}
-    new_body = substitute_symbols(body, {**inside, **widened}, capture)
+        inside = {symbol: _substitute(node, widened, False, None) for symbol, node in inside.items()}
+    new_body = _substitute(body, {**inside, **widened}, capture, None)  # its sizes are names of its own
     new_body = repeat_to_batch(new_body, new_body.rank - body.rank, batch)
     specs = tuple(spec.with_symbol(widened.get(spec.symbol, spec.symbol)) for spec in module.arg_specs)
     return _behind_own_batch(module, new_body, specs, nodes, extras, len(batch))

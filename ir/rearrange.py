@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -22,6 +22,7 @@ from tapeout.ir.sizes import (
     Size,
     SizeIn,
     SizeMismatch,
+    SymbolicSize,
     Unifier,
     as_shape,
     divide,
@@ -304,6 +305,13 @@ class Rearrange(Circuit):
     @property
     def spec(self) -> RearrangeSpec:
         return self.attributes[0]  # type: ignore[no-any-return]
+
+    def with_sizes(self, learnt: Unifier) -> Circuit:
+        spec = self.spec
+        if not any(isinstance(size, SymbolicSize) for size in spec.int_sizes):
+            return self
+        sizes = tuple(None if size is None else learnt.resolve(size) for size in spec.int_sizes)
+        return self._make((replace(spec, int_sizes=sizes),), self.children, self.op_name)
 
     def _infer(self) -> tuple[Shape, torch.dtype | None]:
         (child,), spec = self.children, self.spec

@@ -9,7 +9,7 @@ import torch
 from tapeout.ir.axis_index import indexed_shape
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.index_rules import AxisIndices, Pushed
-from tapeout.ir.sizes import Shape, SizeIn, as_shape
+from tapeout.ir.sizes import Shape, SizeIn, Unifier, as_shape, is_concrete
 
 
 class Scalar(Circuit):
@@ -40,6 +40,9 @@ class Scalar(Circuit):
     def evolve_shape(self, shape: Iterable[SizeIn]) -> Scalar:
         """The same number broadcast to another shape."""
         return Scalar(self.value, shape, self.op_name)
+
+    def with_sizes(self, learnt: Unifier) -> Circuit:
+        return self if is_concrete(self.shape) else self.evolve_shape(map(learnt.resolve, self.shape))
 
     def _infer(self) -> tuple[Shape, torch.dtype | None]:
         return self.attributes[1], None

@@ -12,7 +12,7 @@ from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.errors import ShapeError
 from tapeout.ir.index_rules import AxisIndices, Pushed, canonical, without_integers
-from tapeout.ir.sizes import Shape, SizeIn, SizeMismatch, Unifier, as_shape, format_shape
+from tapeout.ir.sizes import Shape, SizeIn, SizeMismatch, Unifier, as_shape, format_shape, is_concrete
 
 
 class Scatter(Circuit):
@@ -44,6 +44,12 @@ class Scatter(Circuit):
     @property
     def axis_indices(self) -> tuple[AxisIndex, ...]:
         return self.attributes[0]  # type: ignore[no-any-return]
+
+    def with_sizes(self, learnt: Unifier) -> Circuit:
+        index, shape = self.attributes
+        if is_concrete(shape):
+            return self
+        return self._make((index, tuple(map(learnt.resolve, shape))), self.children, self.op_name)
 
     def _infer(self) -> tuple[Shape, torch.dtype | None]:
         (child,), (index, shape) = self.children, self.attributes

@@ -32,6 +32,10 @@ class SetSymbolicShape(Circuit):
     def node(self) -> Circuit:
         return self.children[0]
 
+    def with_sizes(self, learnt: Unifier) -> Circuit:
+        shape = tuple(map(learnt.resolve, self.attributes[0]))
+        return self if shape == self.attributes[0] else self._make((shape,), self.children, self.op_name)
+
     def _infer(self) -> tuple[Shape, torch.dtype | None]:
         (child,), (shape,) = self.children, self.attributes
         unifier = Unifier()
