@@ -5,10 +5,29 @@ from __future__ import annotations
 from math import prod
 
 import pytest
+import torch
+from harness import tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapeout.ir import Add, Module, ModuleArgSpec, ModuleSpec, Rearrange, Symbol, dim, symbolic_sizes
+from tapeout.backends.reference import evaluate
+from tapeout.ir import (
+    Add,
+    Array,
+    Einsum,
+    I,
+    Module,
+    ModuleArgSpec,
+    ModuleSpec,
+    Rearrange,
+    Scalar,
+    Scatter,
+    SetSymbolicShape,
+    Symbol,
+    dim,
+    replace_nodes,
+    symbolic_sizes,
+)
 from tapeout.ir.sizes import (
     SEQ,
     UNKNOWN,
@@ -77,7 +96,7 @@ def test_a_product_divided_is_the_other_factor(left: Size, right: Size) -> None:
 def test_sizes_that_are_equal_for_some_values_unify(
     pairs: list[tuple[Size, Size]], values: dict[str, int]
 ) -> None:
-    """Whatever was learnt holds for all values that make every pair equal; none of those is called a mismatch."""
+    """Whatever was learnt holds for all values that make every pair equal; none is called a mismatch."""
     unifier = Unifier()
     equal = all(at(left, values) == at(right, values) for left, right in pairs)
     try:
@@ -184,3 +203,49 @@ def test_a_module_takes_arguments_of_any_agreeing_size_and_conforms_to_them() ->
     assert ModuleSpec(body, [ModuleArgSpec(x)]).resize([(5, 3)]).circuit.shape == (15,)
     wider = ModuleSpec(Add(x, y.conform((SEQ, 3)), name="b"), [ModuleArgSpec(x)]).resize([(2, 5, 3)])
     assert wider.circuit.shape == (2, 5, 3)
+
+
+class TestSizesInsideBodies:
+    """Numbers that a body is written with (of repeats, scalars, scatters) are those of its arguments."""
+
+    x = Symbol.new_with_none_uuid((SEQ, 2), "x")
+    spec = ModuleSpec(
+        Add(
+            Einsum.from_einsum_string("sc,s->sc", x, Scalar(2.0, (SEQ,), "twos")),
+            Scatter(x.index(I[0]), I[0, :], (SEQ, 2)),
+            SetSymbolicShape(x, (SEQ, dim("CHANNELS"))),
+            Einsum.from_einsum_string("rsc->sc", x.expand_at_axes(0, [SEQ])),
+            name="body",
+        ),
+        [ModuleArgSpec(x)],
+    )
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        first = torch.zeros_like(x)
+        first[..., 0, :] = x[..., 0, :]
+        return 2 * x + first + x + x.shape[-2] * x
+
+    @pytest.mark.parametrize("shape", [(3, 2), (5, 2), (4, 3, 2), (1, 2)], ids=str)
+    def test_a_call(self, shape: tuple[int, ...]) -> None:
+        value = tensor(*shape)
+        call = Module(self.spec, "call", x=Array(value, "arg"))
+        for circuit in (call, call.substitute(), call.conform_to_input_shapes()):
+            assert circuit.shape == shape
+            torch.testing.assert_close(evaluate(circuit), self.value(value))
+        assert call.children[0].shape == (SEQ, 2)
+
+    def test_a_call_that_gains_a_batch(self) -> None:
+        arg, new = Array(tensor(3, 2), "arg"), Array(tensor(4, 3, 2), "new")
+        call = replace_nodes(Module(self.spec, "call", x=arg), {arg: new}.get)
+        torch.testing.assert_close(evaluate(call), self.value(new.value))
+
+    def test_an_inner_body_has_sizes_of_its_own(self) -> None:
+        y = Symbol.new_with_none_uuid((SEQ, 2), "y")
+        free = Symbol.new_with_none_uuid((2,), "free")
+        inner_body = Einsum.from_einsum_string("sc,s,c->sc", y, Scalar(1.0, (SEQ,)), free)
+        inner = Module(ModuleSpec(inner_body, [ModuleArgSpec(y)]), y=Array(tensor(7, 2), "inner arg"))
+        outer = Add(Einsum.from_einsum_string("sc->c", self.x), Einsum.from_einsum_string("sc->c", inner))
+        spec = ModuleSpec(outer, [ModuleArgSpec(self.x), ModuleArgSpec(free)])
+        value, ones = tensor(3, 2), tensor(2)
+        call = Module(spec, "call", x=Array(value), free=Array(ones))
+        torch.testing.assert_close(evaluate(call), value.sum(0) + tensor(7, 2).sum(0) * ones)
