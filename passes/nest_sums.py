@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from tapeout.ir import Add, Circuit, Einsum, postorder
 from tapeout.ir.errors import PassError
@@ -66,30 +65,26 @@ class _Sum:
         shape: its shape.
         terms: its summands, in order.
         exposed: whether something reads it that is not a sum of its shape.
-        whole: its summands before anything was shared.
+        whole: its summands before anything was shared, as the keys of a dict: in order.
+        minus: what is taken away from it, if anything is.
         same: the equal sum that takes its place, if there is one.
         built: the node that it became.
     """
 
-    __slots__ = ("built", "exposed", "node", "same", "shape", "terms", "whole")
+    __slots__ = ("built", "exposed", "minus", "node", "same", "shape", "terms", "whole")
 
     def __init__(self, node: Circuit | None, shape: Shape, terms: list[_Term]) -> None:
         self.node = node
         self.shape = shape
         self.terms = terms
         self.exposed = False
-        self.whole: frozenset[_Key] = frozenset()
+        self.whole: dict[_Key, None] = {}
+        self.minus: _Term | None = None
         self.same: _Sum | None = None
         self.built: Circuit | None = None
 
 
-class _Negated(NamedTuple):
-    """A summand that is taken away."""
-
-    term: Circuit | _Sum
-
-
-_Term = Circuit | _Sum | _Negated
+_Term = Circuit | _Sum
 _Key = tuple[_Term, int]
 """A summand and its number among equal ones: sets of keys are multisets of summands."""
 
@@ -127,7 +122,7 @@ class _Table:
             if first:
                 first = False
                 for each in live:
-                    each.whole = frozenset(_keys(each.terms))
+                    each.whole = dict.fromkeys(_keys(each.terms))
             changed = False
             for same_shape in _by_shape(live):
                 changed |= _share_groups(same_shape)
@@ -151,37 +146,20 @@ class _Table:
 
     def take_differences(self) -> None:
         """Long sums that are others but for one summand become those plus a difference."""
-        live = self._live()
-        long = [each for each in live if len(each.whole) >= _LEAST_DIFFERENCE]
-        codes = {key: _scrambled(i) for i, key in enumerate(dict.fromkeys(key for each in long for key in each.whole))}
-        by_rest: dict[tuple[Shape, int], list[tuple[_Sum, _Key]]] = defaultdict(list)
-        totals = {each: sum(codes[key] for key in each.whole) for each in long}
+        long = [each for each in self._live() if len(each.whole) >= _LEAST_DIFFERENCE]
+        partners = _Partners(long, [self._latest(each) for each in long])
         for each in long:
-            for key in each.whole:
-                by_rest[each.shape, totals[each] - codes[key]].append((each, key))
-        # A sum is never expressed by one that depends on it: summands come later, if at all.
-        ranks = {each: (self._latest(each), i) for i, each in enumerate(long)}
-        for each in long:
-            if len(each.terms) < _LEAST_DIFFERENCE:
-                continue
-            for new in sorted(each.whole, key=codes.__getitem__):
-                found = next(
-                    (
-                        (other, old)
-                        for other, old in by_rest[each.shape, totals[each] - codes[new]]
-                        if ranks[other] < ranks[each] and other.whole - {old} == each.whole - {new}
-                    ),
-                    None,
-                )
-                if found is not None:
-                    other, (old, _) = found
-                    each.terms = [other, _same(new[0]), _Negated(_same(old))]
-                    break
+            found = partners.of(each) if len(each.terms) >= _LEAST_DIFFERENCE else None
+            if found is not None:
+                other, new, old = found
+                difference = _Sum(None, each.shape, [_same(new)])
+                difference.minus = _same(old)
+                each.terms = [other, difference]
 
     def _latest(self, each: _Sum) -> int:
         """The position of the last summand in the circuit that was given."""
         nodes = (term.node if isinstance(term, _Sum) else term for term, _ in each.whole)
-        return max(self.positions[node] for node in nodes if isinstance(node, Circuit))
+        return max(self.positions[node] for node in nodes if node is not None)
 
     # -- the end
 
@@ -198,8 +176,6 @@ class _Table:
             each.terms = shared + rest
 
     def _is_shared(self, term: _Term, shape: Shape, uses: Counter[_Term]) -> bool:
-        if isinstance(term, _Negated):
-            return False
         elsewhere = term.exposed if isinstance(term, _Sum) else term in self.read_elsewhere
         return term.shape == shape and (elsewhere or uses[term] > 1)
 
@@ -219,6 +195,46 @@ class _Table:
         return tuple(memo[root] for root in roots)
 
 
+class _Partners:
+    """Sums by what is left of each without one of its summands.
+
+    Args:
+        sums: the sums.
+        latest: for each the position of its last summand in the circuit.
+    """
+
+    def __init__(self, sums: Sequence[_Sum], latest: Sequence[int]) -> None:
+        # A sum is never expressed by one that depends on it: that one has later summands.
+        self.ranks = {each: (last, i) for i, (each, last) in enumerate(zip(sums, latest, strict=True))}
+        self.codes: dict[_Key, int] = {}
+        self.by_rest: dict[tuple[Shape, int], list[tuple[_Sum, _Key]]] = defaultdict(list)
+        for each in sums:
+            for key in each.whole:
+                self.codes.setdefault(key, _scrambled(len(self.codes)))
+        self.totals = {each: sum(self.codes[key] for key in each.whole) for each in sums}
+        for each in sums:
+            for key in each.whole:
+                self.by_rest[self._rest(each, key)].append((each, key))
+
+    def _rest(self, each: _Sum, key: _Key) -> tuple[Shape, int]:
+        return each.shape, self.totals[each] - self.codes[key]
+
+    def of(self, each: _Sum) -> tuple[_Sum, _Term, _Term] | None:
+        """Another sum, what this one has instead, and instead of what."""
+        for new in each.whole:
+            for other, old in self.by_rest[self._rest(each, new)]:
+                if self.ranks[other] < self.ranks[each] and other.whole.keys() - {
+                    old
+                } == each.whole.keys() - {new}:
+                    return other, new[0], old[0]
+        return None
+
+
+def _same(term: _Term) -> _Term:
+    """The term, or the equal sum that takes its place."""
+    return term.same or term if isinstance(term, _Sum) else term
+
+
 def _sums_below(sums: Iterable[_Sum]) -> Iterator[_Sum]:
     """The sums and those in them, each after those in it; those that are built are not entered."""
     seen: set[_Sum] = set()
@@ -226,7 +242,7 @@ def _sums_below(sums: Iterable[_Sum]) -> Iterator[_Sum]:
     while stack:
         each = stack[-1]
         known = each in seen or each.built is not None
-        pending = [] if known else [term for term in _summed(each.terms) if term not in seen]
+        pending = [] if known else [term for term in _summed(each) if term not in seen]
         if pending:
             stack += reversed(pending)
             continue
@@ -236,12 +252,9 @@ def _sums_below(sums: Iterable[_Sum]) -> Iterator[_Sum]:
             yield each
 
 
-def _summed(terms: Iterable[_Term]) -> Iterator[_Sum]:
-    """The summands that are sums."""
-    for term in terms:
-        inner = term.term if isinstance(term, _Negated) else term
-        if isinstance(inner, _Sum):
-            yield inner
+def _summed(each: _Sum) -> Iterator[_Sum]:
+    """The sums in a sum."""
+    return (term for term in (*each.terms, each.minus) if isinstance(term, _Sum))
 
 
 def _spelt_out(terms: Sequence[_Term], inner: set[_Sum]) -> list[_Term]:
@@ -279,7 +292,7 @@ def _without_copies(live: Sequence[_Sum]) -> list[_Sum]:
     """The sums, of equal ones the first."""
     first: dict[tuple[Shape, frozenset[_Key]], _Sum] = {}
     for each in live:
-        each.terms = [(term.same or term) if isinstance(term, _Sum) else term for term in each.terms]
+        each.terms = [_same(term) for term in each.terms]
         found = first.setdefault((each.shape, frozenset(_keys(each.terms))), each)
         if found is not each:
             each.same = found
@@ -294,19 +307,19 @@ def _share_groups(sums: Sequence[_Sum]) -> bool:
     for i, found in enumerate(keys):
         for key in found:
             places[key].append(i)
-    groups: dict[tuple[int, ...], list[_Key]] = defaultdict(list)
+    members: dict[tuple[int, ...], list[_Key]] = defaultdict(list)
     for key, where in places.items():
-        groups[tuple(where)].append(key)
+        members[tuple(where)].append(key)
     replaced: dict[int, dict[_Key, _Key]] = defaultdict(dict)
-    for where, members in groups.items():
-        terms = [term for term, _ in members]
-        if len(where) < 2 or len(terms) < 2 or not _has_shape(terms, sums[0].shape):
+    for readers, together in members.items():
+        terms = [term for term, _ in together]
+        if len(readers) < 2 or len(terms) < 2 or not _has_shape(terms, sums[0].shape):
             continue
-        group = next((sums[i] for i in where if len(keys[i]) == len(terms)), None)
+        group = next((sums[i] for i in readers if len(keys[i]) == len(terms)), None)
         group = group or _Sum(None, sums[0].shape, terms)
-        for i in where:
+        for i in readers:
             if sums[i] is not group:
-                replaced[i].update(dict.fromkeys(members, (group, 0)))
+                replaced[i].update(dict.fromkeys(together, (group, -1)))  # beside any (group, 0)
     for i, new in replaced.items():
         sums[i].terms = [term for term, _ in dict.fromkeys(new.get(key, key) for key in keys[i])]
     return bool(replaced)
@@ -339,10 +352,9 @@ def _share_contained(sums: Sequence[_Sum]) -> bool:
 
 def _has_shape(terms: Sequence[_Term], shape: Shape) -> bool:
     """Whether the sum of the terms has that shape."""
-    nodes = [term.term if isinstance(term, _Negated) else term for term in terms]
-    if any(node.shape == shape for node in nodes):
+    if any(term.shape == shape for term in terms):
         return True
-    return Add(*(node for node in nodes if isinstance(node, Circuit)), name=None).shape == shape
+    return Add(*(term for term in terms if isinstance(term, Circuit)), name=None).shape == shape
 
 
 def _scrambled(number: int) -> int:
@@ -357,6 +369,8 @@ def _build(root: _Sum, memo: dict[Circuit, Circuit], origins: Origins) -> Circui
     for each in _sums_below([root]):
         if each.built is None:
             nodes = [_node_of(term, memo) for term in each.terms]
+            if each.minus is not None:
+                nodes.append(Einsum.scalar_mul(_node_of(each.minus, memo), -1.0, name=None))
             each.built = Add(*nodes, name=None if each.node is None else each.node.op_name)
             if each.node is not None:
                 origins.hand_on(each.built, each.node)
@@ -364,8 +378,7 @@ def _build(root: _Sum, memo: dict[Circuit, Circuit], origins: Origins) -> Circui
 
 
 def _node_of(term: _Term, memo: dict[Circuit, Circuit]) -> Circuit:
-    inner = term.term if isinstance(term, _Negated) else term
-    node = memo[inner] if isinstance(inner, Circuit) else inner.built
+    node = memo[term] if isinstance(term, Circuit) else term.built
     if node is None:
-        raise PassError("nest_sums: a sum is read before it is built", hint="this is a mistake in the pass")
-    return Einsum.scalar_mul(node, -1.0, name=None) if isinstance(term, _Negated) else node
+        raise PassError("nest_sums read a sum before it was built", hint="this is a mistake in the pass")
+    return node

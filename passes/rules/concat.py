@@ -88,7 +88,7 @@ class _Slice(NamedTuple):
 
 
 def _slice_of(node: Circuit, axis: int) -> _Slice | None:
-    """The node as a slice cut along its axis `axis`; None if it has no bounds there that count from the front."""
+    """The node as a slice cut along its axis `axis`; None if its bounds there do not count from the front."""
     if not isinstance(node, Index):
         return None
     index = node.axis_indices
