@@ -20,6 +20,7 @@ from tapeout.passes.pipeline import PassRecord, count_nodes
 from tapeout.passes.push_gather import PushGather
 from tapeout.passes.push_index import PushIndex
 from tapeout.passes.reroll import Reroll
+from tapeout.passes.share_rows import ShareRows
 from tapeout.passes.simplify import Simplify
 
 
@@ -28,7 +29,7 @@ BEFORE_BATCH: tuple[ExecutionPass, ...] = (
 )  # fmt: skip
 """What runs on the circuit of one row."""
 
-AFTER_BATCH: tuple[ExecutionPass, ...] = (Simplify(), Kernels())
+AFTER_BATCH: tuple[ExecutionPass, ...] = (Simplify(), Kernels(), ShareRows(), Simplify())
 """What runs once the batch axis is there."""
 
 

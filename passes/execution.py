@@ -43,10 +43,25 @@ class ExecutionPass(Pass):
 def rewrite(roots: Roots, rule: Callable[[Circuit], Circuit], origins: Origins) -> Roots:
     """Every node, from the leaves up, over its rewritten children and then through `rule`."""
     memo: dict[Circuit, Circuit] = {}
+    made: set[Circuit] = set()
     for node in postorder(*roots):
         over = node.with_children(tuple([memo[child] for child in node.children]))
-        memo[node] = origins.hand_on(rule(over), node)
+        memo[node] = new = rule(over)
+        made.update(over.children)
+        if new is not over:
+            _name_parts(new, node, made, origins)
+        made.add(origins.hand_on(new, node))
     return tuple(memo[root] for root in roots)
+
+
+def _name_parts(new: Circuit, old: Circuit, made: set[Circuit], origins: Origins) -> None:
+    """What a rule made beside its result stands for the same node."""
+    stack = [new]
+    while stack:
+        for child in stack.pop().children:
+            if child not in made and child.children and child not in origins:
+                origins.hand_on(child, old)
+                stack.append(child)
 
 
 def readers_of(roots: Roots) -> dict[Circuit, list[Circuit]]:

@@ -124,7 +124,8 @@ class Lowering:
     # -- building
 
     def name_of(self, node: Circuit) -> str:
-        return self.origins.get(node) or node.kind.lower()
+        kind = type(node.spec).__name__ if isinstance(node, GeneralFunction) else node.kind
+        return self.origins.get(node) or kind.lower()
 
     def value(self, node: Circuit) -> fx.Node:
         """The graph's node for a circuit's node."""
@@ -141,6 +142,14 @@ class Lowering:
         while source.children:
             source = source.children[0]
         attribute = self.weights.add(value, self.origins.get(source) or "constant")
+        if attribute not in self._attributes:
+            self._attributes[attribute] = self.graph.create_node("get_attr", attribute, name=attribute)
+        return self._attributes[attribute]
+
+    def positions(self, values: torch.Tensor) -> fx.Node:
+        """The graph's node for constant positions along an axis; equal ones are held once."""
+        values = values.to(self.weights.device) if self.weights.device is not None else values
+        attribute = self.weights.add(values, "positions", "positions " + ",".join(map(str, values.tolist())))
         if attribute not in self._attributes:
             self._attributes[attribute] = self.graph.create_node("get_attr", attribute, name=attribute)
         return self._attributes[attribute]
@@ -357,8 +366,8 @@ def _index(low: Lowering, node: Index, _: Args) -> fx.Node:
             value = low.call(torch.select, value, axis, item)
             continue
         if isinstance(item, Picks):
-            positions = torch.where(item.values < 0, item.values + int(size), item.values)  # type: ignore[arg-type]
-            value = low.call(torch.index_select, value, axis, low.constant(positions, node))
+            positions = item.values % int(size)  # type: ignore[arg-type]
+            value = low.call(torch.index_select, value, axis, low.positions(positions))
         elif isinstance(item, Span) and not item.is_full:
             start, stop = item.bounds(int(size))  # type: ignore[arg-type]
             value = low.call(torch.narrow, value, axis, start, stop - start)
@@ -385,7 +394,7 @@ def _scatter(low: Lowering, node: Scatter, _: Args) -> fx.Node:
         zeros = low.call(
             torch.zeros, tuple(low.size(s) for s in shape), dtype=low.weights.dtype, device=low.weights.device
         )
-        value = low.call(torch.index_copy, zeros, axis, low.constant(positions, node), value)
+        value = low.call(torch.index_copy, zeros, axis, low.positions(positions), value)
     return value
 
 

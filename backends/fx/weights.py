@@ -61,9 +61,11 @@ class Weights:
             value = apply_index(value, each.axis_indices) if isinstance(each, Index) else rearranged(each, value)
         return value
 
-    def add(self, value: torch.Tensor, name: str) -> str:
-        """The attribute that holds the tensor; a new one, called after `name`, for memory not seen before."""
-        key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+    def add(self, value: torch.Tensor, name: str, content: str | None = None) -> str:
+        """The attribute that holds the tensor; a new one, called after `name`, for memory (or content) not seen before."""
+        key: tuple[Any, ...] = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        if content is not None:
+            key = (content,)
         if key not in self._names:
             chosen = unused(identifier(name), self.tensors)
             self._names[key] = chosen
