@@ -107,18 +107,23 @@ def repeat_to_batch(child: Circuit, extra: int, batch: Shape) -> Circuit:
 
 def _parts(children: tuple[Circuit, ...], axis: int, entry: AxisIndex) -> list[tuple[Circuit, AxisIndex]]:
     """The children in which an entry of the joined axis lies, each with its own entry; none if it lies in no part."""
+    bounds = _bounds(entry)
     start, parts = 0, list[tuple[Circuit, AxisIndex]]()
     for child in children:
         size = child.shape[axis]
-        if not isinstance(size, int) or not (isinstance(entry, int) or _is_bounded(entry)):
+        if not isinstance(size, int) or bounds is None:
             return []
-        first, last = (entry, entry + 1) if isinstance(entry, int) else entry.bounds(start)
-        low, high = max(first - start, 0), min(last - start, size)
+        low, high = max(bounds[0] - start, 0), min(bounds[1] - start, size)
         if low < high:
             parts.append((child, low if isinstance(entry, int) else Span(low, high)))
         start += size
     return parts
 
 
-def _is_bounded(entry: AxisIndex) -> bool:
-    return isinstance(entry, Span) and entry.stop is not None
+def _bounds(entry: AxisIndex) -> tuple[int, int] | None:
+    """From where to where a canonical entry reaches; None if that is not said."""
+    if isinstance(entry, int):
+        return entry, entry + 1
+    if isinstance(entry, Span) and entry.stop is not None:
+        return entry.start or 0, entry.stop
+    return None

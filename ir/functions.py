@@ -227,6 +227,10 @@ class GenIndex:
             )
         return start + self.index_dim % rank
 
+    def axis_of(self, node: Circuit) -> int:
+        """The axis of a node's first child that is looked up, counted from the front."""
+        return self._axis(node.children[0].shape, node.children[1].shape)
+
     def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
         _check_arity(self.name, node, 2)
         x, index = node.children
