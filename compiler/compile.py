@@ -36,6 +36,7 @@ def compile(
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     level: int = 1,
+    max_memory: int | None = None,
 ) -> Compiled:
     """Compiles a circuit of one row to a callable over batches of rows.
 
@@ -47,6 +48,8 @@ def compile(
         dtype: what floating values are computed in: float32, float64 or bfloat16.
         device: where it runs.
         level: 0 for no optimisation beyond what lowering needs, 1 for all.
+        max_memory: bytes that weights and values may take by the estimate of `Compiled.cost`; larger
+            batches are computed in parts. None for no limit.
 
     Returns:
         A callable: `compile(c, inputs=["tokens"])(tokens=...)` gives the value with the batch axis first.
@@ -54,9 +57,10 @@ def compile(
     Raises:
         MatchError: for an input that is not there.
         ModuleBindingError: for a symbol that is neither bound nor an input.
-        UnsupportedError: for a backend that is not there, or a node that it cannot lower.
+        UnsupportedError: for a backend that is not there, a node that it cannot lower, or a
+            `max_memory` that not even one row fits.
     """
-    return compile_many([circuit], backend, inputs, dtype, device, level)
+    return compile_many([circuit], backend, inputs, dtype, device, level, max_memory)
 
 
 def compile_many(
@@ -66,6 +70,7 @@ def compile_many(
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     level: int = 1,
+    max_memory: int | None = None,
 ) -> Compiled:
     """Compiles several circuits to one callable with several results; what they share is computed once.
 
@@ -76,11 +81,20 @@ def compile_many(
     if kind not in DTYPES:
         raise TypeMismatchError(f"cannot compile to {kind}", hint="use float32, float64 or bfloat16")
     rows, found = find_inputs(circuits, inputs, kind)
-    optimised = optimise(rows, {each.symbol: each.batched for each in found}, level, from_environment())
+    optimised = optimise(rows, found, level, from_environment())
     symbols = [each.batched for each in found]
     executable, packed = build(optimised.roots, symbols, optimised.origins, kind, where)
     return Compiled(
-        backend, executable, found, optimised.roots, optimised.origins, optimised.records, kind, where, packed
+        backend,
+        executable,
+        tuple(found),
+        optimised.roots,
+        optimised.origins,
+        tuple(optimised.records),
+        kind,
+        where,
+        packed,
+        max_memory,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -10,13 +11,16 @@ import torch
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
 from tapeout.ir import Circuit
+from tapeout.ir.errors import UnsupportedError
 from tapeout.passes import PassRecord
 
 
 class Executable(Protocol):
     """What a backend makes: something to call with tensors, and to move."""
 
-    source: str
+    @property
+    def source(self) -> str:
+        """What runs, as code to read."""
 
     def __call__(self, *values: torch.Tensor) -> Any:
         """The roots' values: one tensor, or a tuple of them."""
@@ -25,64 +29,81 @@ class Executable(Protocol):
         """The same on another device."""
 
 
+@dataclass(frozen=True, slots=True)
 class Compiled:
     """A compiled circuit: call it with its inputs by name.
 
     Attributes:
         backend: what runs it.
+        executable: what the backend made; `executable.module` is the torch module where there is one.
         inputs: the inputs.
         roots: the optimised circuits.
+        origins: names for their nodes.
         passes: the execution passes that ran.
         dtype: the dtype of floating values.
         device: where it runs.
+        packed_bytes: copies of weights in another layout.
+        max_memory: bytes that a call may take; None for no limit.
     """
 
-    def __init__(
-        self,
-        backend: str,
-        executable: Executable,
-        inputs: Sequence[Input],
-        roots: Sequence[Circuit],
-        origins: Mapping[Circuit, str],
-        passes: Sequence[PassRecord],
-        dtype: torch.dtype,
-        device: torch.device,
-        packed_bytes: int,
-    ) -> None:
-        self.backend = backend
-        self.inputs = tuple(inputs)
-        self.roots = tuple(roots)
-        self.origins = dict(origins)
-        self.passes = tuple(passes)
-        self.dtype = dtype
-        self.device = device
-        self._executable = executable
-        self._packed_bytes = packed_bytes
+    backend: str
+    executable: Executable
+    inputs: tuple[Input, ...]
+    roots: tuple[Circuit, ...]
+    origins: Mapping[Circuit, str]
+    passes: tuple[PassRecord, ...]
+    dtype: torch.dtype
+    device: torch.device
+    packed_bytes: int = 0
+    max_memory: int | None = None
 
     def __call__(self, **values: torch.Tensor) -> Any:
         """The value, one row an entry of the batch; a tuple if several circuits were compiled together.
 
         Raises:
             ModuleBindingError, ShapeError, TypeMismatchError, DataError: for inputs that are wrong.
+            UnsupportedError: if not even one row fits `max_memory`.
         """
-        return self._executable(*check_values(self.inputs, values, self.device))
+        given = check_values(self.inputs, values, self.device)
+        rows = len(given[0]) if given else 1
+        part = rows if self.max_memory is None or not given else self.rows_within(self.max_memory, rows)
+        if part == rows:
+            return self.executable(*given)
+        parts = [self.executable(*(value[at : at + part] for value in given)) for at in range(0, rows, part)]
+        if len(self.roots) == 1:
+            return torch.cat(parts)
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     @property
     def source(self) -> str:
         """What runs, as code to read."""
-        return self._executable.source
+        return self.executable.source
 
     def cost(self, batch: int = 1) -> Cost:
         """What one call on that many rows costs."""
-        return Cost.of(self.roots, batch, self.dtype, self._packed_bytes)
+        return Cost.of(self.roots, batch, self.dtype, self.packed_bytes)
+
+    def rows_within(self, memory: int, rows: int) -> int:
+        """How many of `rows` rows can be computed at once in so many bytes, by the estimate of `cost`.
+
+        Raises:
+            UnsupportedError: if not even one can.
+        """
+        fits, fails = 0, rows + 1
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if self.cost(middle).peak_bytes <= memory else (fits, middle)
+        if fits == 0:
+            raise UnsupportedError(
+                f"one row takes {self.cost(1).peak_bytes:,} bytes, more than max_memory={memory:,}",
+                hint=f"the weights alone are {self.cost(1).weight_bytes:,} bytes; allow more, or compile to bfloat16",
+            )
+        return fits
 
     def to(self, device: torch.device | str) -> Compiled:
         """The same on another device."""
         where = torch.device(device)
-        return Compiled(
-            self.backend, self._executable.to(where), self.inputs, self.roots, self.origins, self.passes, self.dtype, where,
-            self._packed_bytes,
-        )  # fmt: skip
+        return replace(self, executable=self.executable.to(where), device=where)
 
     def __repr__(self) -> str:
         names = ", ".join(each.name for each in self.inputs)

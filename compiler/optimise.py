@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import torch
+
+from tapeout.backends.reference import evaluate_many
 from tapeout.compiler.config import Config
-from tapeout.ir import Circuit, Symbol, circuit_text
+from tapeout.compiler.inputs import Input
+from tapeout.ir import Circuit, circuit_text
 from tapeout.ir.errors import PassError, TapeoutError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.passes.add_batch import AddBatch
@@ -23,7 +28,6 @@ from tapeout.passes.reroll import Reroll
 from tapeout.passes.share_rows import ShareRows
 from tapeout.passes.simplify import Simplify
 
-
 BEFORE_BATCH: tuple[ExecutionPass, ...] = (
     Simplify(), NestSums(), PushIndex(), PushGather(), Simplify(), Reroll(), Simplify(),
 )  # fmt: skip
@@ -31,6 +35,10 @@ BEFORE_BATCH: tuple[ExecutionPass, ...] = (
 
 AFTER_BATCH: tuple[ExecutionPass, ...] = (Simplify(), Kernels(), ShareRows(), Simplify())
 """What runs once the batch axis is there."""
+
+_ALWAYS = frozenset(("inline", "add_batch"))
+_VERIFY_TOLERANCE = 1e-9
+Write = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +59,16 @@ class Optimised:
 @without_gc
 def optimise(
     roots: Sequence[Circuit],
-    batch: Mapping[Symbol, Symbol],
+    inputs: Sequence[Input],
     level: int,
     config: Config,
-    write: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    write: Write = lambda line: print(line, file=sys.stderr),
 ) -> Optimised:
     """Runs the execution passes.
 
     Args:
-        roots: the circuits, over the unbatched inputs.
-        batch: for each input the symbol with its batch axis.
+        roots: the circuits, over the symbols of one row.
+        inputs: the inputs.
         level: 0 for no more than lowering needs, 1 for all passes.
         config: see `Config`.
         write: where debug output goes.
@@ -68,23 +76,15 @@ def optimise(
     Raises:
         TapeoutError: of the kind of what went wrong, with the pass and those before it named.
     """
-    passes: list[ExecutionPass] = [Inline()]
-    if level > 0:
-        passes += BEFORE_BATCH
-    passes.append(AddBatch(tuple(batch.items())))
-    if level > 0:
-        passes += AFTER_BATCH
-    known = {each.name for each in passes}
-    unknown = config.skip - known
-    if unknown and level > 0:
-        raise PassError(
-            f"there is no execution pass {', '.join(sorted(unknown))} to skip", hint=f"there are {', '.join(sorted(known))}"
-        )
-    current: Roots = tuple(roots)
-    origins, records = Origins(), list[PassRecord]()
-    for number, each in enumerate(passes):
-        if each.name in config.skip - {"inline", "add_batch"}:
+    batch = AddBatch(tuple((each.symbol, each.batched) for each in inputs))
+    passes = [Inline(), *(BEFORE_BATCH if level else ()), batch, *(AFTER_BATCH if level else ())]
+    _check_skips(config)
+    onlooker = _Onlooker(config, inputs, write)
+    current, origins, records = tuple(roots), Origins(), list[PassRecord]()
+    for each in passes:
+        if each.name in config.skip:
             continue
+        each = onlooker.prepare(each)
         start = time.perf_counter()
         try:
             after = each.run_many(current, origins)
@@ -92,18 +92,72 @@ def optimise(
             error.add_note(f"in pass {each.name!r}; passes already run: {', '.join(r.name for r in records) or 'none'}")
             raise
         seconds = time.perf_counter() - start
-        records.append(
-            PassRecord(each.name, count_nodes(*current), count_nodes(*after), seconds, after != current)
-        )
+        record = PassRecord(each.name, count_nodes(*current), count_nodes(*after), seconds, after != current)
+        onlooker.look(record, current, after)
+        records.append(record)
         current = after
-        _observe(number, records[-1], current, config, write)
     return Optimised(current, origins, records)
 
 
-def _observe(number: int, record: PassRecord, roots: Roots, config: Config, write: Callable[[str], None]) -> None:
-    if config.debug & {"passes", "time"}:
-        took = f" in {record.seconds:.3f} s" if "time" in config.debug else ""
-        write(f"{record.name}: {record.nodes_before} -> {record.nodes_after} nodes{took}")
-    if config.dump is not None:
-        config.dump.mkdir(parents=True, exist_ok=True)
-        (config.dump / f"{number:02d}_{record.name}.txt").write_text(circuit_text(*roots) + "\n")
+def _check_skips(config: Config) -> None:
+    known = {each.name for each in (*BEFORE_BATCH, *AFTER_BATCH)}
+    unknown = config.skip - known
+    if unknown:
+        raise PassError(
+            f"there is no execution pass {', '.join(sorted(unknown))} to skip",
+            hint=f"there are {', '.join(sorted(known))}; {' and '.join(sorted(_ALWAYS))} always run",
+        )
+
+
+class _Onlooker:
+    """What `Config` asks to be said, written and checked after each pass."""
+
+    def __init__(self, config: Config, inputs: Sequence[Input], write: Write) -> None:
+        self.config, self.write = config, write
+        self.number = 0
+        self.fired: Counter[str] = Counter()
+        self.values = _sample_values(inputs) if "verify" in config.debug else {}
+
+    def prepare(self, each: ExecutionPass) -> ExecutionPass:
+        self.fired = Counter()
+        return replace(each, fired=self.fired) if isinstance(each, Simplify) and "rules" in self.config.debug else each
+
+    def look(self, record: PassRecord, before: Roots, after: Roots) -> None:
+        if self.config.debug & {"passes", "time"}:
+            took = f" in {record.seconds:.3f} s" if "time" in self.config.debug else ""
+            self.write(f"{record.name}: {record.nodes_before} -> {record.nodes_after} nodes{took}")
+        for rule, count in self.fired.most_common():
+            self.write(f"  {rule}: {count} times")
+        if self.config.dump is not None:
+            self.config.dump.mkdir(parents=True, exist_ok=True)
+            file = self.config.dump / f"{self.number:02d}_{record.name}.txt"
+            file.write_text(circuit_text(*after) + "\n", encoding="utf-8")
+        if "verify" in self.config.debug and record.name != "add_batch" and record.changed:
+            self._verify(record.name, before, after)
+        self.number += 1
+
+    def _verify(self, name: str, before: Roots, after: Roots) -> None:
+        expected = evaluate_many(before, torch.float64, self.values)
+        found = evaluate_many(after, torch.float64, self.values)
+        for number, (left, right) in enumerate(zip(expected, found, strict=True)):
+            error = float((left - right).abs().max()) if left.numel() else 0.0
+            if left.shape != right.shape or not error <= _VERIFY_TOLERANCE * max(1.0, float(left.abs().max())):
+                raise PassError(
+                    f"pass {name!r} changed the value of circuit {number} by {error:.3g}",
+                    facts=[f"shapes {list(left.shape)} and {list(right.shape)}"],
+                    hint=f"leave it out with TAPEOUT_SKIP={name}, and report it with the circuits that TAPEOUT_DUMP writes",
+                )
+
+
+def _sample_values(inputs: Sequence[Input]) -> dict[Circuit, torch.Tensor]:
+    """Random values for the inputs of one row and of two."""
+    generator = torch.Generator().manual_seed(0)
+    out: dict[Circuit, torch.Tensor] = {}
+    for each in inputs:
+        shape = [int(size) for size in each.symbol.shape]  # type: ignore[arg-type]
+        if each.dtype.is_floating_point:
+            rows = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+        else:
+            rows = torch.randint(0, each.below or 2, (2, *shape), generator=generator)
+        out[each.batched], out[each.symbol] = rows, rows[0]
+    return out
