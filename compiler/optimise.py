@@ -13,7 +13,7 @@ import torch
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler.config import Config
 from tapeout.compiler.inputs import Input
-from tapeout.ir import Circuit, circuit_text
+from tapeout.ir import Array, Circuit, Symbol, circuit_text, substitute_symbols
 from tapeout.ir.errors import PassError, TapeoutError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.passes.add_batch import AddBatch
@@ -137,8 +137,10 @@ class _Onlooker:
         self.number += 1
 
     def _verify(self, name: str, before: Roots, after: Roots) -> None:
-        expected = evaluate_many(before, torch.float64, self.values)
-        found = evaluate_many(after, torch.float64, self.values)
+        expected, found = (
+            evaluate_many([substitute_symbols(root, self.values) for root in roots], torch.float64)
+            for roots in (before, after)
+        )
         for number, (left, right) in enumerate(zip(expected, found, strict=True)):
             error = float((left - right).abs().max()) if left.numel() else 0.0
             if left.shape != right.shape or not error <= _VERIFY_TOLERANCE * max(1.0, float(left.abs().max())):
@@ -149,15 +151,15 @@ class _Onlooker:
                 )
 
 
-def _sample_values(inputs: Sequence[Input]) -> dict[Circuit, torch.Tensor]:
+def _sample_values(inputs: Sequence[Input]) -> dict[Symbol, Circuit]:
     """Random values for the inputs of one row and of two."""
     generator = torch.Generator().manual_seed(0)
-    out: dict[Circuit, torch.Tensor] = {}
+    out: dict[Symbol, Circuit] = {}
     for each in inputs:
         shape = [int(size) for size in each.symbol.shape]  # type: ignore[arg-type]
         if each.dtype.is_floating_point:
-            rows = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+            rows = torch.randn(2, *shape, generator=generator).to(each.dtype)
         else:
             rows = torch.randint(0, each.below or 2, (2, *shape), generator=generator)
-        out[each.batched], out[each.symbol] = rows, rows[0]
+        out[each.batched], out[each.symbol] = Array(rows), Array(rows[0])
     return out
