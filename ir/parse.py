@@ -150,8 +150,7 @@ class _Parser:
         try:
             self._check_depth(depth, len(indent))
             node = _Node(number, text, _read_entry(body))
-            if depth:
-                self._bind(self.open[-1], symbol is not None)
+            self._check_place(symbol is not None)
             self._make_early(node)
             if symbol is not None:
                 self._enter_binding(symbol, flags)
@@ -166,15 +165,18 @@ class _Parser:
                 hint="a child is indented by two spaces more than its parent",
             )
 
-    def _bind(self, parent: _Node, has_symbol: bool) -> None:
-        """Counts a child of a node, and checks that it can have one here."""
-        if parent.made is not None:
-            raise ParseError(
-                f"the node above it, {parent.entry.label}, has no children of its own here",
-                hint="a repeated node, an Array, a Scalar and a Symbol have no lines below them",
-            )
-        needs_symbol = parent.entry.kind == "Module" and parent.begun > 0
-        parent.begun += 1
+    def _check_place(self, has_symbol: bool) -> None:
+        """Checks that a node can stand here, and counts it as a child."""
+        needs_symbol = False
+        if self.open:
+            parent = self.open[-1]
+            if parent.made is not None:
+                raise ParseError(
+                    f"the node above it, {parent.entry.label}, has no children of its own here",
+                    hint="a repeated node, an Array, a Scalar and a Symbol have no lines below them",
+                )
+            needs_symbol = parent.entry.kind == "Module" and parent.begun > 0
+            parent.begun += 1
         if has_symbol != needs_symbol:
             raise ParseError(
                 "an argument of a module lacks its symbol"

@@ -44,13 +44,14 @@ _DTYPES = {
 
 def tensors_of(*circuits: Circuit) -> dict[str, torch.Tensor]:
     """The tensors of Arrays and of indices below, by content hash: what a text needs beside it."""
-    found: dict[str, torch.Tensor] = {}
+    arrays: dict[str, torch.Tensor] = {}
+    picks: dict[str, torch.Tensor] = {}
     for node in postorder(*circuits):
         if isinstance(node, Array):
-            found.setdefault(node.tensor_hash, node.value)
+            arrays.setdefault(node.tensor_hash, node.value)
         elif isinstance(node, Index | Scatter):
-            found.update((i.digest, i.values) for i in node.axis_indices if isinstance(i, Picks))
-    return found
+            picks.update((i.digest, i.values) for i in node.axis_indices if isinstance(i, Picks))
+    return picks | arrays  # an Array stays on its device; an index may come from any
 
 
 def save_circuit(circuit: Circuit, path: str | Path) -> None:

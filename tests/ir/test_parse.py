@@ -407,6 +407,7 @@ BAD = {
     "module without a body": ("'m' Module", 1, "body"),
     "argument without its symbol": (f"'m' Module\n  {X}\n  {ONE}", 3, "lacks its symbol"),
     "body with a symbol": (f"'m' Module\n  {X} ! 'x'", 2, "no argument"),
+    "symbol at the top": (f"{X} ! 'x'", 1, "no argument"),
     "symbol outside a module": (f"'s' Add\n  {X}\n  {ONE} ! 'x'", 3, "no argument"),
     "bound to no symbol": (f"'m' Module\n  {X}\n  {ONE} ! 'one'", 3, "no Symbol"),
     "flag": (f"'m' Module\n  {X}\n  'y' [2] Scalar 1 ! 'x' ! not here", 3, "cannot be 'not here'"),
