@@ -23,6 +23,8 @@ IRRELEVANT = frozenset(
 )
 """Configuration fields that say nothing about what the model computes in inference."""
 
+_HEAD = "lm_head.weight"
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -56,6 +58,17 @@ class Family:
                     f"the {self.model_type} configuration has {name}={value!r}, which is not supported{default}",
                     hint="the circuit would compute something else than the model; only fields with their default values may be unknown",
                 )
+
+
+def unembedding(weights: Weights, config: Any, embeds: torch.Tensor) -> torch.Tensor:
+    """The rows that logits are products with: the checkpoint's own, or the embeddings where the two are tied.
+
+    Raises:
+        ModelError: if they are not tied and the checkpoint has none.
+    """
+    if config.tie_word_embeddings and _HEAD not in weights:
+        return embeds
+    return tensor(weights, _HEAD, *embeds.shape)
 
 
 def require(condition: bool, what: str, hint: str) -> None:

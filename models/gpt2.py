@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tapeout.ir import Array, Circuit
-from tapeout.models.family import Family, Loaded, Weights, require, tensor
+from tapeout.models.family import Family, Loaded, Weights, require, tensor, unembedding
 from tapeout.models.info import TransformerInfo, TransformerParams
 from tapeout.models.library import attention, bind_weights, block, layer_norm, numbered, pointwise_mlp, transformer
 
@@ -46,7 +46,7 @@ def _build(config: Any, weights: Weights, activation: str | None, source: str) -
             bound[numbered(name, layer)] = Array(value)
     bound["final.ln.w.scale"] = Array(tensor(weights, f"{prefix}ln_f.weight", hidden))
     bound["final.ln.w.bias"] = Array(tensor(weights, f"{prefix}ln_f.bias", hidden))
-    bound["t.w.unembed"] = Array(weights.get("lm_head.weight", embeds))
+    bound["t.w.unembed"] = Array(unembedding(weights, config, embeds))
     circuits = {
         "t.bind_w": bind_weights(transformer(body, norm, params.num_layers), bound),
         "t.w.tok_embeds": Array(embeds, "t.w.tok_embeds"),

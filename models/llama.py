@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tapeout.ir import Array, Circuit
-from tapeout.models.family import Family, Loaded, Weights, require, tensor
+from tapeout.models.family import Family, Loaded, Weights, require, tensor, unembedding
 from tapeout.models.info import TransformerInfo, TransformerParams
 from tapeout.models.library import (
     bind_weights,
@@ -53,7 +53,7 @@ def _build(config: Any, weights: Weights, activation: str | None, source: str) -
         for name, value in _layer(weights, f"model.layers.{layer}.", params).items():
             bound[numbered(name, layer)] = Array(value)
     bound["final.rms.w.scale"] = Array(tensor(weights, "model.norm.weight", params.hidden_size))
-    bound["t.w.unembed"] = Array(weights.get("lm_head.weight", embeds))
+    bound["t.w.unembed"] = Array(unembedding(weights, config, embeds))
     circuits = {
         "t.bind_w": bind_weights(transformer(body, norm, params.num_layers), bound),
         "t.w.tok_embeds": Array(embeds, "t.w.tok_embeds"),

@@ -76,10 +76,12 @@ def _heads(layer: Circuit) -> Module:
 
 
 def _split(layer: Circuit, groups: Groups) -> Circuit:
-    heads = _heads(layer)
-    _check_partition(layer, [index for index, _ in groups], _head_count(layer))
+    heads, count = _heads(layer), _head_count(layer)
+    _check_partition(layer, [index for index, _ in groups], count)
     terms = []
-    for index, name in groups:
+    for given, name in groups:
+        item = axis_index(given)
+        index = item % count if isinstance(item, int) else item
         nodes = tuple(
             _take(node, index, name) if node.rank > spec.symbol.rank else node
             for spec, node in zip(heads.arg_specs, heads.nodes, strict=True)

@@ -21,13 +21,13 @@ Model = GPT2LMHeadModel | LlamaForCausalLM
 _SHARP = ("q_proj", "k_proj", "c_attn")
 _NORMS = ("ln_1", "ln_2", "ln_f", "norm")
 _EMBEDDINGS = ("wte", "wpe", "embed_tokens", "lm_head")
-_EAGER = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "attn_implementation": "eager"}
+_TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
 
 def gpt2(seed: int = 0, **config: Any) -> GPT2LMHeadModel:
     """A tiny GPT-2, or what the configuration says."""
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_inner": 16, "vocab_size": 11, "n_positions": 20}
-    return randomised(GPT2LMHeadModel(GPT2Config(**(sizes | _EAGER | config))), seed)
+    return randomised(GPT2LMHeadModel(GPT2Config(**(sizes | _TOKENS | config))), seed)
 
 
 def llama(seed: int = 0, **config: Any) -> LlamaForCausalLM:
@@ -36,7 +36,7 @@ def llama(seed: int = 0, **config: Any) -> LlamaForCausalLM:
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16,
         "intermediate_size": 24, "vocab_size": 11, "max_position_embeddings": 20,
     }  # fmt: skip
-    return randomised(LlamaForCausalLM(LlamaConfig(**(sizes | _EAGER | config))), seed)
+    return randomised(LlamaForCausalLM(LlamaConfig(**(sizes | _TOKENS | config))), seed)
 
 
 def randomised(model: Any, seed: int) -> Any:
@@ -75,7 +75,9 @@ def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def attention_entropy(model: Any, tokens: torch.Tensor) -> float:
     """The mean entropy of attention, relative to that of looking at all earlier tokens alike."""
+    model.set_attn_implementation("eager")  # the only one that returns it
     probs = torch.stack(model(tokens, output_attentions=True).attentions).double()[..., 1:, :]
+    model.set_attn_implementation("sdpa")
     entropy = -(probs * probs.clamp_min(1e-300).log()).sum(-1)
     uniform = torch.arange(2, tokens.shape[1] + 1).double().log()
     return float((entropy / uniform).mean())

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import RUST, TAPEOUT, described, evaluate_rust, needs_oracle, walk
+from oracle_walk import RUST, TAPEOUT, described, evaluate_rust, needs_oracle, walk
 from random_models import bound_circuit, evaluate, gpt2, logits, tokens_for
 
 import tapeout as rc
