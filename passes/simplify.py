@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tapeout.ir import Circuit, DiscreteVar, Module, Tag, postorder
 from tapeout.ir.errors import PassError
+from tapeout.ir.sizes import UNKNOWN, Shape
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
 from tapeout.passes.rules import RULES, Rule, Rules, rule_name
@@ -115,8 +116,7 @@ class Simplifier:
     def _rewritten(self, node: Circuit) -> Circuit | None:
         for rule in self.rules.get(type(node), ()):
             new = rule(node)
-            # A size that only this node knew is not forgotten.
-            if new is not None and new.shape == node.shape:
+            if new is not None and (new.shape == node.shape or _knows_more(new.shape, node.shape)):
                 self.fired[rule_name(rule)] += 1
                 self._last = rule
                 return new
@@ -145,3 +145,8 @@ class Simplifier:
         )
 
     _last: Rule
+
+
+def _knows_more(new: Shape, old: Shape) -> bool:
+    """Whether a shape is another with sizes in place of unknown ones; sizes are never forgotten."""
+    return len(new) == len(old) and all(b in (a, UNKNOWN) for a, b in zip(new, old, strict=True))
