@@ -67,7 +67,7 @@ class Einsum(Circuit):
                 f"the einsum {string!r} has {len(operands)} operands, but {len(nodes)} nodes were given",
                 hint="give one node for each part before the arrow",
             )
-        return Einsum._build(nodes, tuple(map(_read_axes, operands)), _read_axes(right), name)
+        return Einsum._build(nodes, tuple(map(read_axes, operands)), read_axes(right), name)
 
     @staticmethod
     def from_nodes_ints(
@@ -248,7 +248,8 @@ def _axis_number(letter: str) -> int:
     return ord(letter) - ord("A") + 26 if "A" <= letter <= "Z" else ord(letter) - 0x400 + 52
 
 
-def _read_axes(word: str) -> Axes:
+def read_axes(word: str) -> Axes:
+    """The axes that a word of letters stands for."""
     return tuple(map(_axis_number, word))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 
@@ -11,11 +12,27 @@ from tapeout.ir.dtypes import TorchDeviceDtypeOp
 from tapeout.ir.errors import ParseError
 from tapeout.ir.functions import FUNCTIONS, Cast, Function, GenIndex, TakesIndex, known_functions
 from tapeout.ir.index_rules import AxisIndices, Pushed
+from tapeout.ir.kernels import KERNEL_READERS
 from tapeout.ir.sizes import Shape
 
-_GEN_INDEX = re.compile(r"gen_index_at_(-?\d+)(_batch_x)?(_no_batch_index)?(_c)?")
 _DEVICE_DTYPE = r"\{device:([\w:]+),dtype:(\w+)\}"
-_CAST = re.compile(f"cast_from_{_DEVICE_DTYPE}_to_{_DEVICE_DTYPE}")
+
+
+def _read_gen_index(dim: str, batch_x: str | None, no_batch_index: str | None, check: str | None) -> GenIndex:
+    return GenIndex(int(dim), batch_x is not None, no_batch_index is None, check is not None)
+
+
+def _read_cast(*words: str) -> Cast:
+    known = [None if word == "None" else word for word in words]
+    return Cast(TorchDeviceDtypeOp(*known[:2]), TorchDeviceDtypeOp(*known[2:]))
+
+
+_PARAMETRISED: tuple[tuple[re.Pattern[str], Callable[..., Function]], ...] = (
+    (re.compile(r"gen_index_at_(-?\d+)(_batch_x)?(_no_batch_index)?(_c)?"), _read_gen_index),
+    (re.compile(f"cast_from_{_DEVICE_DTYPE}_to_{_DEVICE_DTYPE}"), _read_cast),
+    *KERNEL_READERS,
+)
+"""For functions with parameters: what their names look like, and how they are made of the parts."""
 
 
 class GeneralFunction(Circuit):
@@ -108,15 +125,12 @@ def function_by_name(name: str) -> Function:
     """
     if name in FUNCTIONS:
         return FUNCTIONS[name]
-    if match := _GEN_INDEX.fullmatch(name):
-        dim, batch_x, no_batch_index, check = match.groups()
-        return GenIndex(int(dim), batch_x is not None, no_batch_index is None, check is not None)
-    if match := _CAST.fullmatch(name):
-        words = [None if word == "None" else word for word in match.groups()]
-        return Cast(TorchDeviceDtypeOp(*words[:2]), TorchDeviceDtypeOp(*words[2:]))
+    for pattern, make in _PARAMETRISED:
+        if match := pattern.fullmatch(name):
+            return make(*match.groups())
     raise ParseError(
         f"no function is called {name!r}",
-        hint=f"known are {', '.join(known_functions())}, gen_index_at_... and cast_from_...",
+        hint=f"known are {', '.join(known_functions())}, gen_index_at_..., cast_from_... and the compiler's kernels",
     )
 
 

@@ -6,13 +6,15 @@ evaluates. Only the compiler makes them, by recognising the patterns.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.dtypes import join_dtypes
-from tapeout.ir.einsum import Axes, Einsum, write_einsum
+from tapeout.ir.einsum import Axes, Einsum, read_axes, write_einsum
 from tapeout.ir.errors import ShapeError, UnsupportedError
 from tapeout.ir.functions import Function
 from tapeout.ir.sizes import Shape, SizeMismatch, Unifier, format_shape
@@ -148,3 +150,16 @@ class Attention:
 
 def _not_expanded(name: str) -> UnsupportedError:
     return UnsupportedError(f"{name} is never expanded", hint="expand circuits before kernels are recognised")
+
+
+def _read_linear(x: str, weight: str, out: str, bias: str | None) -> Linear:
+    return Linear(read_axes(x), read_axes(weight), None if bias is None else read_axes(bias), read_axes(out))
+
+
+KERNEL_READERS: tuple[tuple[re.Pattern[str], Callable[..., Function]], ...] = (
+    (re.compile(r"linear_(\w+),(\w+)->(\w+)(?:\+(\w+))?"), _read_linear),
+    (re.compile(r"layer_norm_(\S+)"), lambda eps: LayerNorm(float(eps))),
+    (re.compile(r"rms_norm_(\S+)"), lambda eps: RMSNorm(float(eps))),
+    (re.compile(r"attention_(causal_)?(\S+)"), lambda causal, scale: Attention(float(scale), causal is not None)),
+)
+"""For every kernel what its name looks like, and how it is made of the parts."""
