@@ -371,7 +371,7 @@ def _weight_product(node: Circuit) -> tuple[Circuit, Axes, Circuit, Axes, Axes] 
         return None
     axes = [*x_axes, *weight_axes]
     shared = set(x_axes) & set(weight_axes)
-    plain = len(set(x_axes)) == len(x_axes) and len(set(weight_axes)) == len(weight_axes)
+    plain = all(len(set(each)) == len(each) for each in (x_axes, weight_axes, product.out))
     if not plain or not shared or shared & set(product.out) or set(axes) - shared != set(product.out):
         return None
     return x, x_axes, weight, weight_axes, product.out

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tapeout.ir import Add, Array, Circuit, Einsum, Index, Rearrange, RearrangeSpec, postorder
+from tapeout.ir import Add, Array, Circuit, Einsum, Index, Rearrange, RearrangeSpec, Scalar, postorder
 from tapeout.ir.axis_index import FULL, AxisIndex, Span
 from tapeout.passes.base import register
-from tapeout.passes.execution import ExecutionPass, Origins, Roots
+from tapeout.passes.execution import ExecutionPass, Origins, Roots, readers_of
 
 _MIN_GROUP = 2
 
@@ -29,11 +29,41 @@ class Reroll(ExecutionPass):
 
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
         roller = _Roller(origins)
+        shared = _read_twice(roots)
         memo: dict[Circuit, Circuit] = {}
         for node in postorder(*roots):
             over = origins.hand_on(node.with_children(tuple([memo[child] for child in node.children])), node)
-            memo[node] = origins.hand_on(roller.roll(over), node)
+            new = over if _single(node) in shared else _contracted(over)
+            memo[node] = origins.hand_on(roller.roll(new), node)
         return tuple(memo[root] for root in roots)
+
+
+def _read_twice(roots: Roots) -> set[Circuit]:
+    """The nodes that have several readers, or are results beside."""
+    return {node for node, readers in readers_of(roots).items() if len(readers) + (node in roots) > 1}
+
+
+def _single(node: Circuit) -> Circuit | None:
+    """The operand, if the node sums some axes of a single one, perhaps times numbers."""
+    if not isinstance(node, Einsum):
+        return None
+    operands = [child for child in node.children if not isinstance(child, Scalar)]
+    return operands[0] if len(operands) == 1 else None
+
+
+def _contracted(node: Circuit) -> Circuit:
+    """`einsum(hsd->sd; einsum(hsv,hvd->hsd)) --> einsum(hsv,hvd->sd)`: a model's own sum over its heads."""
+    inner = _single(node)
+    if not isinstance(node, Einsum) or not isinstance(inner, Einsum) or len(inner.children) < _MIN_GROUP:
+        return node
+    axes = node.in_axes[node.children.index(inner)]
+    numbers = [child for child in node.children if child is not inner]
+    plain = len(set(axes)) == len(axes) and len(set(inner.out_axes)) == len(inner.out_axes)
+    if not plain or set(axes) == set(node.out_axes) or any(number.shape for number in numbers):
+        return node
+    letters = dict(zip(axes, inner.out_axes, strict=True))
+    factors = [(number, ()) for number in numbers]
+    return Einsum(*inner.args, *factors, out_axes=[letters[axis] for axis in node.out_axes], name=None)
 
 
 Slot = tuple[Circuit, int]

@@ -519,8 +519,13 @@ def _gather(low: Lowering, node: GeneralFunction, args: Args, axis: int) -> fx.N
 
 
 def _cast(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
-    dtype = node.spec.output.get_torch_dtype()  # type: ignore[attr-defined]
-    return args[0] if dtype is None else low.method("to", args[0], dtype)
+    """Floating values all have the dtype that was compiled for, whatever they are cast to."""
+    before, after = node.children[0].torch_dtype, node.torch_dtype
+    if after is None or after is before:
+        return args[0]
+    if after.is_floating_point:
+        return args[0] if before is None or before.is_floating_point else low.method("to", args[0], low.weights.dtype)
+    return low.method("to", args[0], after)
 
 
 def _linear(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
