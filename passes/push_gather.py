@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, Rearrange, RearrangeSpec, postorder
+from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, Rearrange, RearrangeSpec, Scalar, postorder
 from tapeout.ir.functions import Cast, Elementwise, GenIndex
 from tapeout.ir.sizes import Size
 from tapeout.ir.trampoline import memoised
@@ -19,6 +19,9 @@ from tapeout.passes.merge_gathered import merge_gathered
 
 ASSUMED_SIZE = 128
 """What a symbolic size (a batch) is taken for when costs are compared."""
+
+MOST_ROUNDS = 100
+"""A look-up in what a look-up gives is pushed in a round of its own."""
 
 
 @register(
@@ -31,7 +34,11 @@ class PushGather(ExecutionPass):
     """Pushes gen_index through products, sums and elementwise functions to the rows of weights."""
 
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
-        return merge_gathered(_pushed(roots, origins), origins)
+        for _ in range(MOST_ROUNDS):
+            before, roots = roots, _pushed(roots, origins)
+            if roots is before:
+                break
+        return merge_gathered(roots, origins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +265,8 @@ def _look_up(node: Circuit, gather: _Gather, index: Circuit) -> Circuit:
     """The look-up in a node that is computed in full."""
     batched = [axis for axis in gather.aligned if axis is not None]
     others = [axis for axis in range(node.rank) if axis not in batched]
+    if isinstance(node, Scalar):
+        return node.evolve_shape(index.shape + tuple(node.shape[axis] for axis in gather.left(node.rank)))
     node = _arranged(node, (*batched, *others))
     dim = others.index(gather.axis)
     spec = GenIndex(dim, bool(batched), True, gather.check)
