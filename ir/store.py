@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tapeout.ir.axis_index import Picks
 from tapeout.ir.circuit import Circuit, postorder
 from tapeout.ir.errors import ArtefactError, ParseError
 from tapeout.ir.index import Index
-from tapeout.ir.parse import parse_circuit
+from tapeout.ir.parse import parse_circuits
 from tapeout.ir.scatter import Scatter
 from tapeout.ir.text import circuit_text
 
@@ -56,10 +56,15 @@ def tensors_of(*circuits: Circuit) -> dict[str, torch.Tensor]:
 
 def save_circuit(circuit: Circuit, path: str | Path) -> None:
     """Writes the circuit to a folder, in place of what was saved there; see `Circuit.save`."""
+    save_circuits((circuit,), path)
+
+
+def save_circuits(circuits: Sequence[Circuit], path: str | Path) -> None:
+    """Writes several circuits to one folder, what they share once; see `Circuit.save`."""
     target = Path(path).resolve()
     _check_replaceable(target)
-    tensors, text = tensors_of(circuit), circuit_text(circuit)
-    _check_reads_back(circuit, text, tensors)
+    tensors, text = tensors_of(*circuits), circuit_text(*circuits)
+    _check_reads_back(circuits, text, tensors)
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
@@ -75,6 +80,14 @@ def save_circuit(circuit: Circuit, path: str | Path) -> None:
 
 def load_circuit(path: str | Path) -> Circuit:
     """Reads a circuit that was saved; see `Circuit.load`."""
+    circuits = load_circuits(path)
+    if len(circuits) != 1:
+        raise ArtefactError(f"{path} holds {len(circuits)} circuits, not one", hint="use load_circuits")
+    return circuits[0]
+
+
+def load_circuits(path: str | Path) -> list[Circuit]:
+    """Reads circuits that were saved together; errors as of `Circuit.load`."""
     folder = _existing(Path(path).resolve())
     manifest = _read_manifest(folder)
     files = manifest.get("files")
@@ -83,7 +96,7 @@ def load_circuit(path: str | Path) -> Circuit:
             raise _altered(folder / name)
     text, tensors = _read_text(folder / TEXT), _read_tensors(folder / TENSORS)
     try:
-        return parse_circuit(text, tensors)
+        return parse_circuits(text, tensors)
     except ParseError as error:
         raise ArtefactError(
             f"{folder / TEXT} cannot be read: {error.message}",
@@ -108,15 +121,15 @@ def _check_replaceable(target: Path) -> None:
         )
 
 
-def _check_reads_back(circuit: Circuit, text: str, tensors: dict[str, torch.Tensor]) -> None:
+def _check_reads_back(circuits: Sequence[Circuit], text: str, tensors: dict[str, torch.Tensor]) -> None:
     try:
-        found: object = parse_circuit(text, tensors)
+        found: object = parse_circuits(text, tensors)
     except ParseError as error:
         found = error
-    if found is circuit:
+    if found == list(circuits):
         return
     raise ArtefactError(
-        f"{circuit!r} cannot be saved: its text does not read back as the same circuit",
+        f"{', '.join(map(repr, circuits))} cannot be saved: its text does not read back as the same circuit",
         facts=[found.message, *found.facts] if isinstance(found, ParseError) else [],
         hint="functions of your own and those that the compiler makes have no text that can be read; "
         "all tensors must be on one device if some are equal: save the circuit from before",
