@@ -1,0 +1,1 @@
+"""The TorchScript backend: the fx module scripted and frozen, nothing more."""

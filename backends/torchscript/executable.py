@@ -1,0 +1,123 @@
+"""The TorchScript backend as something to call.
+
+TorchScript is deprecated upstream. What is left to it here: a file that runs in a process without tapeout,
+from C++ as well as from Python.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import fx
+
+from tapeout.backends.fx.lower import lower
+from tapeout.ir import Circuit, Symbol
+from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
+
+Result = TypeVar("Result")
+
+
+class TorchScriptExecutable:
+    """A scripted and frozen module.
+
+    Attributes:
+        script: what runs.
+        module: the fx module that it was made of; None if it was loaded.
+    """
+
+    def __init__(self, script: torch.jit.ScriptModule, module: fx.GraphModule | None = None) -> None:
+        self.script = script
+        self.module = module
+
+    @property
+    def source(self) -> str:
+        return str(self.script.code)
+
+    def __call__(self, *values: torch.Tensor) -> Any:
+        with torch.inference_mode():
+            return self.script(*values)
+
+    def to(self, device: torch.device) -> TorchScriptExecutable:
+        """The same on another device.
+
+        Raises:
+            UnsupportedError: if it was loaded: a frozen module holds its weights as constants.
+        """
+        from copy import deepcopy
+
+        if self.module is None:
+            raise UnsupportedError(
+                f"a TorchScript module that was loaded cannot move to {device}",
+                hint="compile the circuit for that device, or load with backend fx",
+            )
+        return scripted(deepcopy(self.module).to(device))
+
+    def save(self, path: Path) -> None:
+        """Writes the module: `torch.jit.load` reads it, without tapeout."""
+        _quietly(lambda: self.script.save(str(path)))
+
+
+def build(
+    roots: Sequence[Circuit],
+    inputs: Sequence[Symbol],
+    origins: Mapping[Circuit, str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[TorchScriptExecutable, int]:
+    """The executable, and the bytes of weights copied into another layout.
+
+    Raises:
+        LoweringError: if TorchScript refuses the fx module.
+    """
+    module, weights = lower(roots, inputs, origins, dtype, device)
+    return scripted(module), weights.packed_bytes
+
+
+def scripted(module: fx.GraphModule) -> TorchScriptExecutable:
+    """The module scripted and frozen.
+
+    Raises:
+        LoweringError: if TorchScript refuses it.
+    """
+    try:
+        script = _quietly(lambda: torch.jit.freeze(torch.jit.script(module.eval())))
+    except (RuntimeError, TypeError) as error:
+        raise LoweringError(
+            f"TorchScript refuses the fx module: {str(error).strip().splitlines()[0]}",
+            facts=str(error).strip().splitlines()[1:12],
+            hint="use backend='fx' or 'inductor', and report it with the circuit's text",
+        ) from error
+    return TorchScriptExecutable(script, module)
+
+
+def load(path: Path, device: torch.device) -> TorchScriptExecutable:
+    """Reads a module that was saved.
+
+    Raises:
+        ArtefactError: if it cannot be read.
+    """
+    try:
+        return TorchScriptExecutable(_quietly(lambda: torch.jit.load(str(path), map_location=device)))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ArtefactError(
+            f"{path} is no TorchScript module: {str(error).strip().splitlines()[0]}", hint="save it again"
+        ) from error
+
+
+def _quietly(make: Callable[[], Result]) -> Result:
+    with _without_known_warnings():
+        return make()
+
+
+@contextmanager
+def _without_known_warnings() -> Iterator[None]:
+    """Hides what torch says of TorchScript at every call, and nothing else."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\..*` is deprecated")
+        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level")
+        yield
