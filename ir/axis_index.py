@@ -147,6 +147,20 @@ def indexed_size(index: AxisIndex, size: Size, what: str) -> Size | None:
     return stop - start
 
 
+def positions(index: AxisIndex, size: int, what: str) -> list[int]:
+    """The positions that the index takes of an axis of that size, in its order, counted from the front.
+
+    Raises:
+        ShapeError: if one is out of range.
+    """
+    indexed_size(index, size, what)
+    if isinstance(index, int):
+        return [index % size]
+    if isinstance(index, Picks):
+        return [position % size for position in index.values.tolist()]
+    return list(range(*index.bounds(size)))
+
+
 def _symbolic_span(span: Span) -> Size:
     start, stop = span.start or 0, span.stop
     if stop is not None and (start >= 0) == (stop >= 0):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tapeout.ir import Circuit, Matcher
+from tapeout.ir import Circuit, Matcher, Module
+from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
+
+
+_CALL = Matcher.regex(r"^b\d+.call$") & Module
 
 
 @register(
@@ -17,9 +21,22 @@ from tapeout.passes.base import Pass, register
 class ClearBlockModule(Pass):
     """The modules `b0.call`, `b1.call`, ... are substituted and called `b0`, `b1`, ..."""
 
+    def check(self, circuit: Circuit) -> None:
+        calls = circuit.get(_CALL)
+        if not calls:
+            raise PassError(
+                f"clear_block_module found no calls of blocks (b0.call, ...) below {circuit!r}",
+                hint="blocks are calls until this pass, or a substitution, has run",
+            )
+        if any(isinstance(call.children[0], Module) for call in calls):
+            raise PassError(
+                f"clear_block_module: weights are bound at the blocks of {circuit!r}",
+                hint="push them down further first: To.ATTN_MLP",
+            )
+
     def run(self, circuit: Circuit) -> Circuit:
         return circuit.update(
-            Matcher.regex(r"^b\d+.call$"),
+            _CALL,
             lambda node: node.cast_module().substitute().rename(node.name.removesuffix(".call")),
         )
 

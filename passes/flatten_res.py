@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tapeout.ir import Add, Circuit, Matcher
+from tapeout.ir import Add, Circuit, Matcher, Module
+from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
 
 _RESIDUAL = Matcher.regex(r"^b\d+(.resid.\w)?$")
+_CALL = Matcher.regex(r"^b\d+.call$") & Module
 _COMPONENT = Matcher.regex(r"^b\d+.[am](.p_bias)?$")
 
 
@@ -26,6 +28,18 @@ class FlattenRes(Pass):
     """
 
     flatten_components: bool = False
+
+    def check(self, circuit: Circuit) -> None:
+        if not circuit.are_any_found(_RESIDUAL & Add):
+            raise PassError(
+                f"flatten_res found no residual stream (b0, b0.resid.a, ...) below {circuit!r}",
+                hint="run it after clear_block_module, before blocks are renamed",
+            )
+        if circuit.are_any_found(_CALL):
+            raise PassError(
+                f"flatten_res: blocks of {circuit!r} are still calls",
+                hint="run clear_block_module first, so that what they add to is outside of them",
+            )
 
     def run(self, circuit: Circuit) -> Circuit:
         return circuit.update(_RESIDUAL & Add, self._flatten)

@@ -5,19 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tapeout.ir import Add, Circuit, Matcher, Module
+from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
 from tapeout.passes.push import push_modules
 
 
-@register("pull_up_bias", requires="a model of tapeout.models", ensures="b.a and b.m are calls without output bias")
+_CALLS = Matcher.regex(r"^[am].norm_call$") | Matcher.regex(r"^b.[am]$")
+
+
+@register(
+    "pull_up_bias",
+    requires="a model of tapeout.models, its weights not pushed down",
+    ensures="b.a and b.m are calls without output bias",
+)
 @dataclass(frozen=True)
 class PullUpBias(Pass):
     """`call(x + bias)` becomes `call(x) + bias` for attention and MLP, so that the bias is a node of the residual stream."""
 
+    def check(self, circuit: Circuit) -> None:
+        if not circuit.are_any_found(_CALLS & Module):
+            raise PassError(
+                f"pull_up_bias found no calls of blocks (b.a, b.m) below {circuit!r}",
+                hint="run it first, on the model as load_circuit returns it: later its layers have numbers",
+            )
+
     def run(self, circuit: Circuit) -> Circuit:
         out = push_modules(
             circuit,
-            push=Matcher.regex(r"^[am].norm_call$") | Matcher.regex(r"^b.[am]$"),
+            push=_CALLS,
             stop=Matcher.regex(r"^[am]$"),
             namer=_name,
             flatten=False,

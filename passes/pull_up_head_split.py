@@ -6,10 +6,13 @@ import re
 from collections.abc import Set
 from dataclasses import dataclass
 
-from tapeout.ir import Circuit, Matcher, Module
+from tapeout.ir import Add, Circuit, Matcher, Module
 from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
 from tapeout.passes.push import push_modules
+
+
+_LAYER = Matcher.regex(r"^a\d+$")
 
 
 @register(
@@ -22,7 +25,7 @@ class PullUpHeadSplit(Pass):
     """`call(h0 + h1 + ...)` becomes `call(h0) + call(h1) + ...` for the calls of norm and block input.
 
     Args:
-        layers: which layers; None for all.
+        layers: which layers; None for all, which must all be split then.
     """
 
     layers: frozenset[int] | None = None
@@ -32,6 +35,13 @@ class PullUpHeadSplit(Pass):
             raise PassError(
                 f"pull_up_head_split found no attention calls (a0.norm_call, ...) below {circuit!r}",
                 hint="run it after push_down_weights and split_by_head, before modules are substituted",
+            )
+        split = {int(node.name[1:]): isinstance(node, Add) for node in circuit.get(_LAYER)}
+        missing = sorted(layer for layer in self.layers or split if not split.get(layer))
+        if missing:
+            raise PassError(
+                f"pull_up_head_split: layers {missing} are not split by head below {circuit!r}",
+                hint=f"split by head are layers {sorted(layer for layer in split if split[layer])}",
             )
 
     def run(self, circuit: Circuit) -> Circuit:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tapeout.ir import Add, Circuit, Einsum, Index, Matcher, Module, Rearrange
-from tapeout.ir.axis_index import Picks, axis_index
+from tapeout.ir.axis_index import axis_index, positions
 from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
 
@@ -77,11 +77,13 @@ def _heads(layer: Circuit) -> Module:
 
 def _split(layer: Circuit, groups: Groups) -> Circuit:
     heads, count = _heads(layer), _head_count(layer)
-    _check_partition(layer, [index for index, _ in groups], count)
+    taken = [positions(axis_index(index), count, f"the heads of {layer.name!r}") for index, _ in groups]
+    _check_partition(layer, [name for _, name in groups], taken, count)
     terms = []
-    for given, name in groups:
-        item = axis_index(given)
-        index = item % count if isinstance(item, int) else item
+    for (given, name), members in zip(groups, taken, strict=True):
+        index = axis_index(given)
+        if isinstance(index, int):
+            index = members[0]
         nodes = tuple(
             _take(node, index, name) if node.rank > spec.symbol.rank else node
             for spec, node in zip(heads.arg_specs, heads.nodes, strict=True)
@@ -93,21 +95,18 @@ def _split(layer: Circuit, groups: Groups) -> Circuit:
     return Add(*terms, name=layer.op_name)
 
 
-def _check_partition(layer: Circuit, indices: list[Any], count: int) -> None:
+def _check_partition(layer: Circuit, names: list[str], groups: list[list[int]], count: int) -> None:
     """Every head in exactly one group: else the layer's value would change."""
-    heads = [head for index in indices for head in _positions(index, count)]
+    if len(set(names)) != len(names):
+        raise PassError(
+            f"the groups of {layer.name!r} are called {', '.join(names)}", hint="give each group a name of its own"
+        )
+    heads = [head for group in groups for head in group]
     if sorted(heads) != list(range(count)):
         raise PassError(
             f"the groups of {layer.name!r} hold heads {sorted(heads)}, not each of 0 to {count - 1} once",
             hint="put every head into exactly one group",
         )
-
-
-def _positions(index: Any, count: int) -> list[int]:
-    item = axis_index(index)
-    if isinstance(item, int):
-        return [item % count]
-    return [int(v) % count for v in item.values] if isinstance(item, Picks) else list(range(*item.bounds(count)))
 
 
 def _take(node: Circuit, index: Any, name: str) -> Circuit:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapeout.ir import Circuit, Concat, Index
-from tapeout.ir.axis_index import FULL, Picks, Span, axis_index
+from tapeout.ir.axis_index import FULL, Picks, Span, axis_index, positions
 from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
 
@@ -37,8 +37,12 @@ class SplitToConcat(Pass):
         return circuit.update(self.matcher, self._split)
 
     def _split(self, node: Circuit) -> Circuit:
-        axis = self.axis % node.rank if node.rank else 0
-        size = node.shape[axis] if node.rank else None
+        if not -node.rank <= self.axis < node.rank:
+            raise PassError(
+                f"cannot split {node!r} along axis {self.axis}: it has {node.rank}", hint="axes count from 0, or back from -1"
+            )
+        axis = self.axis % node.rank
+        size = node.shape[axis]
         if not isinstance(size, int):
             raise PassError(
                 f"cannot split {node!r} along axis {self.axis}: its size is {size}",
@@ -62,8 +66,13 @@ def _parts(given: Sequence[Any] | None, size: int, node: Circuit) -> list[Span |
         PassError: if they are not the axis, in order, each position once.
     """
     items = range(size) if given is None else given
-    parts = [Span(index % size, index % size + 1) if isinstance(index := axis_index(item), int) else index for item in items]
-    covered = [int(p) for part in parts for p in (part.values if isinstance(part, Picks) else range(*part.bounds(size)))]
+    covered: list[int] = []
+    parts: list[Span | Picks] = []
+    for item in items:
+        index = axis_index(item)
+        at = positions(index, size, repr(node))
+        parts.append(Span(at[0], at[0] + 1) if isinstance(index, int) else index)
+        covered += at
     if covered != list(range(size)):
         raise PassError(
             f"the parts of {node!r} cover positions {covered}, not 0 to {size - 1} in order",

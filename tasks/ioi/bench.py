@@ -1,0 +1,196 @@
+"""How fast the IOI logit difference is: every way of computing it, as a multiple of the limit.
+
+The limit is the FLOPs that the answer needs (the last block computes only the last position, the unembedding
+only two tokens) divided by the machine's matmul rate on (1600 x 768) @ (768 x 3072), measured in the same run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from tapeout.compiler import Compiled, compile
+from tapeout.ir import Circuit
+from tapeout.ir.errors import UnsupportedError
+from tapeout.tasks.ioi.circuit import bind_dataset
+
+MATMUL = (1600, 768, 3072)
+"""The product whose rate is the machine's: rows, contracted, columns."""
+
+_MATMULS = 10
+Call = Callable[[], torch.Tensor]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        name: the model's name.
+        model: the Hugging Face model.
+        metric: its logit difference of one prompt, with inputs `tokens` and `labels`.
+        tokens: the prompts [N, SEQ], int64.
+        labels: the IO and S tokens [N, 2], int64.
+    """
+
+    name: str
+    model: Any
+    metric: Circuit
+    tokens: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of computing the answer.
+
+    Attributes:
+        name: what it is.
+        seconds: median time of a call.
+        multiple: that, as a multiple of the limit.
+        max_abs_error: largest difference from the values in float64.
+        compile_seconds: what making it took; None where nothing is made.
+    """
+
+    name: str
+    seconds: float
+    multiple: float
+    max_abs_error: float
+    compile_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """The table.
+
+    Attributes:
+        model: the model.
+        prompts: how many.
+        flops: floating-point operations that the answer needs.
+        flops_per_second: the machine's rate.
+        limit_seconds: the first divided by the second.
+        threads: torch's threads.
+        ways: one row a way.
+    """
+
+    model: str
+    prompts: int
+    flops: int
+    flops_per_second: float
+    limit_seconds: float
+    threads: int
+    ways: list[Way]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_bench(
+    setting: Setting,
+    backends: Sequence[str] = ("fx",),
+    dtypes: Sequence[str] = ("float32",),
+    repeat: int = 5,
+    say: Say = lambda line: None,
+) -> BenchResult:
+    """Measures every way, one call of each in turn, and gives medians.
+
+    Args:
+        setting: what to measure.
+        backends: see `compile`.
+        dtypes: see `compile`; each backend is compiled to each.
+        repeat: rounds that count; one before them does not.
+        say: called with one line of text as each stage begins.
+
+    Raises:
+        UnsupportedError: if `repeat` is less than 1.
+        TapeoutError: see `compile`.
+    """
+    if repeat < 1:
+        raise UnsupportedError(f"{repeat} rounds measure nothing", hint="use 1 or more, or leave it out")
+    calls, made = _ways(setting, backends, dtypes, say)
+    left, right = torch.randn(MATMUL[:2]), torch.randn(MATMUL[1:])
+
+    def matmul() -> torch.Tensor:
+        for _ in range(_MATMULS):
+            left @ right
+        return left
+
+    say("measuring")
+    seconds = measure({"matmul": matmul, **calls}, repeat)
+    rate = _MATMULS * 2 * MATMUL[0] * MATMUL[1] * MATMUL[2] / seconds["matmul"]
+    say("comparing with float64")
+    exact = compile(setting.metric, inputs=["tokens", "labels"], dtype="float64")
+    flops = exact.cost(len(setting.tokens)).flops
+    values = exact(tokens=setting.tokens, labels=setting.labels)
+    limit = flops / rate
+    ways = [
+        Way(name, seconds[name], seconds[name] / limit, float((call().double() - values).abs().max()), made.get(name))
+        for name, call in calls.items()
+    ]
+    return BenchResult(setting.name, len(setting.tokens), flops, rate, limit, torch.get_num_threads(), ways)
+
+
+def _ways(
+    setting: Setting, backends: Sequence[str], dtypes: Sequence[str], say: Say
+) -> tuple[dict[str, Call], dict[str, float]]:
+    """Every way, ready to be called, and the seconds that making it took."""
+    model, tokens, labels = setting.model, setting.tokens, setting.labels
+
+    def hugging_face(options: Mapping[str, Any]) -> torch.Tensor:
+        with torch.inference_mode():
+            io, s = model(tokens, use_cache=False, **options).logits[:, -1].gather(1, labels).unbind(1)
+        return io - s
+
+    calls: dict[str, Call] = {
+        "Hugging Face, all logits": lambda: hugging_face({}),
+        "Hugging Face, last logits": lambda: hugging_face({"logits_to_keep": 1}),
+    }
+    made: dict[str, float] = {}
+
+    def add(name: str, make: Callable[[], Compiled], values: dict[str, torch.Tensor]) -> None:
+        say(f"compiling: {name}")
+        start = time.perf_counter()
+        compiled = make()
+        compiled(**values)  # the first call may compile
+        made[name] = time.perf_counter() - start
+        calls[name] = lambda: compiled(**values)
+
+    inputs = {"tokens": tokens, "labels": labels}
+    for backend in backends:
+        for dtype in dtypes:
+            add(f"{backend} {dtype}", lambda b=backend, d=dtype: compile(setting.metric, b, list(inputs), d), inputs)  # type: ignore[misc]
+    for backend in backends:
+        add(f"{backend} {dtypes[0]}, prompts bound", lambda b=backend: compile(  # type: ignore[misc]
+            bind_dataset(setting.metric, tokens, labels), b, dtype=dtypes[0]), {})  # fmt: skip
+    return calls, made
+
+
+def measure(calls: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
+    """The median seconds of each, one call of each in turn; the first round does not count."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeat + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def format_result(result: BenchResult) -> str:
+    """The table as text."""
+    lines = [
+        f"{result.model}, {result.prompts} prompts: {result.flops / 1e9:.0f} GFLOP at {result.flops_per_second / 1e9:.0f} "
+        f"GFLOP/s: limit {result.limit_seconds:.3f} s, {result.threads} threads",
+        f"{'':32} {'x limit':>8} {'seconds':>8} {'largest error':>14} {'compiled in':>12}",
+    ]
+    for way in result.ways:
+        made = "" if way.compile_seconds is None else f"{way.compile_seconds:.1f} s"
+        lines.append(f"{way.name:32} {way.multiple:8.2f} {way.seconds:8.3f} {way.max_abs_error:14.1e} {made:>12}")
+    return "\n".join(lines)
