@@ -40,7 +40,7 @@ def _group(
 def main() -> None:
     """The entry point: errors as messages, Ctrl-C as a clean stop."""
     try:
-        app()
+        app(prog_name="tapeout")
     except TapeoutError as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         print(f"error: {error}{notes}", file=sys.stderr)

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from tapeout.tasks.ioi.templates import NAMES, OBJECTS, PLACES, TEMPLATES
 
@@ -79,8 +80,12 @@ def llama(vocabulary: int, layers: int = 2, heads: int = 4, kv_heads: int = 2) -
 
 
 def save(model: PreTrainedModel, directory: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
-    """Writes a checkpoint; returns its directory."""
-    model.save_pretrained(directory)
+    """Writes a checkpoint, printing nothing; returns its directory."""
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(directory)
+    finally:
+        logging.enable_progress_bar()
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     return directory

