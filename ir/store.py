@@ -82,7 +82,10 @@ def load_circuit(path: str | Path) -> Circuit:
     """Reads a circuit that was saved; see `Circuit.load`."""
     circuits = load_circuits(path)
     if len(circuits) != 1:
-        raise ArtefactError(f"{path} holds {len(circuits)} circuits, not one", hint="use load_circuits")
+        raise ArtefactError(
+            f"{Path(path) / TEXT} cannot be read as one circuit: it holds {len(circuits)}",
+            hint="several circuits that were saved together are read by load_circuits",
+        )
     return circuits[0]
 
 
