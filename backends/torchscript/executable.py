@@ -6,21 +6,17 @@ from C++ as well as from Python.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import fx
 
 from tapeout.backends.fx.lower import lower
+from tapeout.backends.quiet import without_known_warnings
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
-
-Result = TypeVar("Result")
-
 
 class TorchScriptExecutable:
     """A scripted and frozen module.
@@ -59,7 +55,8 @@ class TorchScriptExecutable:
 
     def save(self, path: Path) -> None:
         """Writes the module: `torch.jit.load` reads it, without tapeout."""
-        _quietly(lambda: self.script.save(str(path)))
+        with without_known_warnings():
+            self.script.save(str(path))
 
 
 def build(
@@ -85,7 +82,8 @@ def scripted(module: fx.GraphModule) -> TorchScriptExecutable:
         LoweringError: if TorchScript refuses it.
     """
     try:
-        script = _quietly(lambda: torch.jit.freeze(torch.jit.script(module.eval())))
+        with without_known_warnings():
+            script = torch.jit.freeze(torch.jit.script(module.eval()))
     except (RuntimeError, TypeError) as error:
         raise LoweringError(
             f"TorchScript refuses the fx module: {str(error).strip().splitlines()[0]}",
@@ -102,22 +100,9 @@ def load(path: Path, device: torch.device) -> TorchScriptExecutable:
         ArtefactError: if it cannot be read.
     """
     try:
-        return TorchScriptExecutable(_quietly(lambda: torch.jit.load(str(path), map_location=device)))
+        with without_known_warnings():
+            return TorchScriptExecutable(torch.jit.load(str(path), map_location=device))
     except (RuntimeError, ValueError, OSError) as error:
         raise ArtefactError(
             f"{path} is no TorchScript module: {str(error).strip().splitlines()[0]}", hint="save it again"
         ) from error
-
-
-def _quietly(make: Callable[[], Result]) -> Result:
-    with _without_known_warnings():
-        return make()
-
-
-@contextmanager
-def _without_known_warnings() -> Iterator[None]:
-    """Hides what torch says of TorchScript at every call, and nothing else."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\..*` is deprecated")
-        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level")
-        yield

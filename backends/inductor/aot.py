@@ -1,0 +1,89 @@
+"""Ahead-of-time packages: the compiled code and the weights in one file, run without a compiler.
+
+A package checks nothing: a longer prompt gives a wrong shape, int32 tokens are read as int64. Whoever calls
+it checks first, as `tapeout.compiler.run_artefact` does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from tapeout.backends.inductor.examples import LEAST_ROWS, examples, filled_up
+from tapeout.backends.quiet import without_known_warnings
+from tapeout.ir import Symbol
+from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
+
+
+def package(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device, path: Path) -> None:
+    """Compiles the module for batches of two rows and more and writes it, with its weights, to `path` (`.pt2`).
+
+    Raises:
+        LoweringError: if it cannot be exported or compiled.
+    """
+    from torch._inductor import aoti_compile_and_package
+
+    values = tuple(examples(inputs, device))
+    rows = torch.export.Dim("rows", min=LEAST_ROWS)
+    try:
+        with without_known_warnings(), torch.no_grad():
+            exported = torch.export.export(module, values, dynamic_shapes=[{0: rows} for _ in values] or None)
+            aoti_compile_and_package(exported, package_path=str(path))
+    except Exception as error:  # torch raises errors of many kinds here
+        raise LoweringError(
+            f"the fx module cannot be compiled ahead of time: {type(error).__name__}",
+            facts=str(error).strip().splitlines()[:8],
+            hint="save it from backend='fx' or 'torchscript', and report it with the circuit's text",
+        ) from error
+
+
+class AotExecutable:
+    """A package that was loaded."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")
+        self._run = _loaded(path)
+        self._device = device
+
+    @property
+    def source(self) -> str:
+        return "# compiled ahead of time: there is no source but the circuit's\n"
+
+    def __call__(self, *values: torch.Tensor) -> Any:
+        with torch.inference_mode():
+            plain = [value.detach().contiguous() for value in values]
+            if not plain or plain[0].shape[0] >= LEAST_ROWS:
+                return self._run(*plain)
+            out = self._run(*filled_up(plain, LEAST_ROWS))
+            rows = plain[0].shape[0]
+            return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
+
+    def to(self, device: torch.device) -> AotExecutable:
+        """The same, if it is there already.
+
+        Raises:
+            UnsupportedError: for another device.
+        """
+        if device == self._device:
+            return self
+        raise UnsupportedError(
+            f"a package compiled ahead of time for {self._device} cannot move to {device}",
+            hint="compile the circuit for that device",
+        )
+
+
+def _loaded(path: Path) -> Any:
+    from torch._inductor import aoti_load_package
+
+    try:
+        return aoti_load_package(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ArtefactError(
+            f"{path} is no package that runs here: {str(error).strip().splitlines()[0]}",
+            hint="packages are specific to the processor and the version of torch: compile the circuit again",
+        ) from error

@@ -1,0 +1,117 @@
+"""The inductor backend as something to call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from tapeout.backends.fx.lower import lower
+from tapeout.backends.inductor.aot import package
+from tapeout.backends.inductor.examples import LEAST_ROWS, examples, filled_up
+from tapeout.backends.quiet import without_known_warnings
+from tapeout.ir import Circuit, Symbol
+from tapeout.ir.errors import LoweringError, UnsupportedError
+
+
+class InductorExecutable:
+    """A compiled GraphModule: one graph for batches of every size.
+
+    Attributes:
+        module: the fx module that was compiled.
+        inputs: its inputs.
+        device: where it runs.
+    """
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device) -> None:
+        self.module = module
+        self.inputs = tuple(inputs)
+        self.device = device
+        self._run = _compiled(module, self.inputs, device)
+
+    @property
+    def source(self) -> str:
+        return self.module.code
+
+    def __call__(self, *values: torch.Tensor) -> Any:
+        rows = values[0].shape[0] if values else LEAST_ROWS
+        # What torch.compile would compile anew for: other strides, one tensor for two inputs, inference tensors.
+        plain = [_plain(value) for value in values]
+        with torch.inference_mode():
+            if rows >= LEAST_ROWS:
+                return self._run(*plain)
+            out = self._run(*filled_up(plain, LEAST_ROWS))
+            return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
+
+    def to(self, device: torch.device) -> InductorExecutable:
+        from copy import deepcopy
+
+        return InductorExecutable(deepcopy(self.module).to(device), self.inputs, device)
+
+    def save(self, path: Path) -> None:
+        """Writes a package that needs neither tapeout nor a compiler: see `aot.package`."""
+        package(self.module, self.inputs, self.device, path)
+
+
+def build(
+    roots: Sequence[Circuit],
+    inputs: Sequence[Symbol],
+    origins: Mapping[Circuit, str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[InductorExecutable, int]:
+    """The executable, compiled, and the bytes of weights copied into another layout.
+
+    Raises:
+        UnsupportedError: without a C++ compiler.
+        LoweringError: if Inductor cannot compile the fx module.
+    """
+    check_compiler()
+    module, weights = lower(roots, inputs, origins, dtype, device)
+    return InductorExecutable(module, inputs, device), weights.packed_bytes
+
+
+def check_compiler() -> None:
+    """Raises UnsupportedError if there is no C++ compiler for Inductor."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError) as error:
+        raise UnsupportedError(
+            "the inductor backend found no C++ compiler",
+            facts=str(error).strip().splitlines()[:1],
+            hint="install one (Debian: apt-get install g++, macOS: xcode-select --install), or name it in CXX; "
+            "the backends fx and torchscript need none",
+        ) from error
+
+
+def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device) -> Callable[..., Any]:
+    """The module compiled for batches of two rows and more, by running it once on zeros."""
+    from torch._dynamo import mark_dynamic
+
+    run = torch.compile(module, fullgraph=True)
+    values = examples(inputs, device)
+    for value in values:
+        mark_dynamic(value, 0)
+    try:
+        with without_known_warnings(), torch.inference_mode():
+            run(*values)
+    except Exception as error:  # torch raises errors of many kinds here
+        raise LoweringError(
+            f"Inductor cannot compile the fx module: {type(error).__name__}",
+            facts=str(error).strip().splitlines()[:8],
+            hint="use backend='fx', and report it with the circuit's text",
+        ) from error
+    return run
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    if value.is_inference():
+        with torch.inference_mode(False):
+            return value.clone(memory_format=torch.contiguous_format)
+    return value.detach().contiguous()
