@@ -50,9 +50,10 @@ class NestSums(ExecutionPass):
         if not table.sums:
             return roots
         table.nest()
-        if self.differences:
-            table.take_differences()
-        table.part_steps()
+        if self.differences and table.take_differences():
+            table.nest()
+        while table.part_steps():
+            table.nest()
         new = table.rebuilt(roots, order, origins)
         return roots if new == roots else new
 
@@ -124,7 +125,7 @@ class _Table:
                 for each in live:
                     each.whole = dict.fromkeys(_keys(each.terms))
             changed = False
-            for same_shape in _by_shape(live):
+            for same_shape in _by_shape(each for each in live if each.minus is None):
                 changed |= _share_groups(same_shape)
                 changed |= _share_contained(same_shape)
 
@@ -136,7 +137,7 @@ class _Table:
         """The sums that are read, with the summands of those in them that nobody else reads."""
         live = self._live()
         uses = Counter(term for each in live for term in each.terms if isinstance(term, _Sum))
-        inner = {each for each in live if not each.exposed and uses[each] == 1}
+        inner = {each for each in live if not each.exposed and uses[each] == 1 and each.minus is None}
         for each in live:
             if each not in inner and not inner.isdisjoint(each.terms):
                 each.terms = _spelt_out(each.terms, inner)
@@ -144,17 +145,23 @@ class _Table:
 
     # -- differences
 
-    def take_differences(self) -> None:
-        """Long sums that are others but for one summand become those plus a difference."""
+    def take_differences(self) -> bool:
+        """Long sums that are others but for one summand become those plus a difference; whether any did.
+
+        All others are then as they were before anything was shared: sharing begins anew without those.
+        """
         long = [each for each in self._live() if len(each.whole) >= _LEAST_DIFFERENCE]
         partners = _Partners(long, [self._latest(each) for each in long])
-        for each in long:
-            found = partners.of(each) if len(each.terms) >= _LEAST_DIFFERENCE else None
-            if found is not None:
-                other, new, old = found
-                difference = _Sum(None, each.shape, [_same(new)])
-                difference.minus = _same(old)
-                each.terms = [other, difference]
+        expensive = [each for each in long if len(each.terms) >= _LEAST_DIFFERENCE]
+        found = {each: partner for each in expensive if (partner := partners.of(each)) is not None}
+        for each in self.sums.values() if found else ():
+            if each.whole:
+                each.terms = [term for term, _ in each.whole]
+        for each, (other, new, old) in found.items():
+            difference = _Sum(None, each.shape, [new])
+            difference.minus = old
+            each.terms = [other, difference]
+        return bool(found)
 
     def _latest(self, each: _Sum) -> int:
         """The position of the last summand in the circuit that was given."""
@@ -163,17 +170,26 @@ class _Table:
 
     # -- the end
 
-    def part_steps(self) -> None:
-        """What is shared comes first in each sum, and what is added to it is a sum of its own."""
+    def part_steps(self) -> bool:
+        """What is shared comes first in each sum, and what is added to it is a sum of its own.
+
+        Whether two of these are equal: then there is more to share.
+        """
+        steps: dict[tuple[Shape, frozenset[_Key]], _Sum] = {}
+        equal = False
         live = self._live()
         uses = Counter(term for each in live for term in set(each.terms))
         for each in live:
             shared = [term for term in each.terms if self._is_shared(term, each.shape, uses)]
-            rest = [term for term in each.terms if not self._is_shared(term, each.shape, uses)]
-            shared.sort(key=lambda term: not isinstance(term, _Sum))
+            # A head that is read elsewhere too stays with the other heads, if there is a stream without it.
+            shared = [term for term in shared if isinstance(term, _Sum)] or shared
+            rest = _without(each.terms, shared)
             if shared and len(rest) > 1 and _has_shape(rest, each.shape):
-                rest = [_Sum(None, each.shape, rest)]
+                key = each.shape, frozenset(_keys(rest))
+                equal |= key in steps
+                rest = [steps.setdefault(key, _Sum(None, each.shape, rest))]
             each.terms = shared + rest
+        return equal
 
     def _is_shared(self, term: _Term, shape: Shape, uses: Counter[_Term]) -> bool:
         elsewhere = term.exposed if isinstance(term, _Sum) else term in self.read_elsewhere
@@ -187,8 +203,8 @@ class _Table:
             found = self.sums.get(node)
             if found is None:
                 new = node.with_children(tuple([memo[child] for child in node.children]))
-            elif (found.same or found) in live:
-                new = _build(found.same or found, memo, origins)
+            elif _standing_for(found) in live:
+                new = _build(_standing_for(found), memo, origins)
             else:
                 continue  # nothing reads it any more
             memo[node] = origins.hand_on(new, node)
@@ -230,9 +246,15 @@ class _Partners:
         return None
 
 
+def _standing_for(each: _Sum) -> _Sum:
+    """The sum, or the equal one that takes its place."""
+    while each.same is not None:
+        each = each.same
+    return each
+
+
 def _same(term: _Term) -> _Term:
-    """The term, or the equal sum that takes its place."""
-    return term.same or term if isinstance(term, _Sum) else term
+    return _standing_for(term) if isinstance(term, _Sum) else term
 
 
 def _sums_below(sums: Iterable[_Sum]) -> Iterator[_Sum]:
@@ -270,6 +292,11 @@ def _spelt_out(terms: Sequence[_Term], inner: set[_Sum]) -> list[_Term]:
     return out
 
 
+def _without(terms: Sequence[_Term], gone: Sequence[_Term]) -> list[_Term]:
+    left_out = set(gone)
+    return [term for term in terms if term not in left_out]
+
+
 def _keys(terms: Sequence[_Term]) -> list[_Key]:
     if len(set(terms)) == len(terms):
         return [(term, 0) for term in terms]
@@ -290,10 +317,11 @@ def _by_shape(sums: Iterable[_Sum]) -> Iterable[list[_Sum]]:
 
 def _without_copies(live: Sequence[_Sum]) -> list[_Sum]:
     """The sums, of equal ones the first."""
-    first: dict[tuple[Shape, frozenset[_Key]], _Sum] = {}
+    first: dict[tuple[Shape, frozenset[_Key], _Term | None], _Sum] = {}
     for each in live:
         each.terms = [_same(term) for term in each.terms]
-        found = first.setdefault((each.shape, frozenset(_keys(each.terms))), each)
+        each.minus = None if each.minus is None else _same(each.minus)
+        found = first.setdefault((each.shape, frozenset(_keys(each.terms)), each.minus), each)
         if found is not each:
             each.same = found
             found.exposed |= each.exposed

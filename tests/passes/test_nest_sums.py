@@ -1,4 +1,4 @@
-"""Nest sums: what is shared, that values stay, and that one model comes out the same in every configuration."""
+"""Nest sums: what is shared, that values stay, and that a model comes out the same however configured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import torch
 from harness import SEEDS, random_circuit, symbol, tensor
 from hypothesis import given
 
-from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, Symbol, circuit_text, postorder, tanh
+from tapeout.ir import (
+    Add,
+    Array,
+    Circuit,
+    Einsum,
+    GeneralFunction,
+    Symbol,
+    circuit_text,
+    postorder,
+    substitute_symbols,
+    tanh,
+)
 from tapeout.models import circuit_of, split_circuit
 from tapeout.passes import (
     To,
@@ -267,15 +278,31 @@ def _first_layers(family: str, layers: int) -> Circuit:
     return configured({"gpt2": tiny.gpt2, "llama": tiny.llama}[family](11, layers=layers), True, True)
 
 
+def _patched(circuit: Circuit) -> Circuit:
+    """The last sum of a circuit with one head of the first layer replaced."""
+    last = max(sums(circuit), key=lambda node: len(node.children))
+    head = next(term for term in reversed(last.children) if isinstance(term, Einsum))
+    other = Einsum.scalar_mul(head, 0.5, name=None)
+    return last.with_children(tuple(other if term is head else term for term in last.children))
+
+
 def test_a_head_that_is_replaced_in_one_sum_costs_little() -> None:
     flat = configured(MODELS["gpt2"](), True, True)
-    last = max(sums(flat), key=lambda node: len(node.children))
-    head = next(term for term in last.children if isinstance(term, Einsum))
-    other = Einsum.scalar_mul(head, 0.5, name=None)
-    patched = last.with_children(tuple(other if term is head else term for term in last.children))
-    before = nested(flat)
-    after = nested(flat, patched)
-    assert additions(*after) <= additions(*before) + 26
-    assert after[0].shape == before[0].shape
-    cheap = nested(flat, patched, differences=True)
-    assert additions(*cheap) <= additions(*before) + 2 + 2
+    patched = _patched(flat)
+    (before,) = nested(flat)
+    assert additions(flat, patched) == additions(flat) + 60
+    assert additions(*nested(flat, patched)) <= additions(before) + 26  # one a sublayer at most
+
+
+def test_as_a_difference_it_costs_two_additions_and_the_rest_is_as_it_was() -> None:
+    flat = configured(MODELS["gpt2"](), True, True)
+    patched = _patched(flat)
+    roots = nested(flat, patched, differences=True)
+    assert roots[0] is nested(flat)[0]
+    assert additions(*roots) == additions(roots[0]) + 2
+    same_values((_bound(patched),), (_bound(roots[1]),))
+
+
+def _bound(circuit: Circuit) -> Circuit:
+    tokens = Array(torch.tensor([3, 1, 4, 1]))
+    return substitute_symbols(circuit, {circuit.get_unique("tokens").cast_symbol(): tokens})
