@@ -43,10 +43,10 @@ class SplitToConcat(Pass):
             )
         axis = self.axis % node.rank
         size = node.shape[axis]
-        if not isinstance(size, int):
+        if not isinstance(size, int) or size == 0:
             raise PassError(
                 f"cannot split {node!r} along axis {self.axis}: its size is {size}",
-                hint="symbolic sizes are known after conform_all_modules",
+                hint="there is no position" if size == 0 else "symbolic sizes are known after conform_all_modules",
             )
         parts = _parts(self.partitioning_idxs, size, node)
         names = self.partitioning_idx_names or tuple(_part_name(part, size) for part in parts)
