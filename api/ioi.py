@@ -41,6 +41,10 @@ def ioi(
         ),
     ] = "mixed",
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    backend: Annotated[
+        Literal["fx", "torchscript", "inductor", "reference"],
+        typer.Option(help="What runs the circuit; reference evaluates it node by node, unoptimised."),
+    ] = "fx",
     dtype: Annotated[
         Literal["float32", "float64", "bfloat16"], typer.Option(help="What the circuit is computed in.")
     ] = "float32",
@@ -61,7 +65,14 @@ def ioi(
     """
     with _progress(quiet=as_json) as notify:
         result = run_ioi(
-            model, n=n, prompt_type=prompt_type, seed=seed, dtype=dtype, lengths=lengths, progress=notify
+            model,
+            n=n,
+            prompt_type=prompt_type,
+            seed=seed,
+            backend=backend,
+            dtype=dtype,
+            lengths=lengths,
+            progress=notify,
         )
     if as_json:
         print(json.dumps(result.to_json()))
@@ -118,7 +129,7 @@ def _print_result(result: IOIResult, console: Console) -> None:
         f"\nlogit difference {result.logit_diff_mean:.4f} ± {result.logit_diff_std:.4f} "
         f"over {result.n} prompts; IO beats S in {result.accuracy:.1%}"
     )
-    line(f"{result.nodes} nodes evaluated in {result.dtype}; {result.seconds:.1f} s in all")
+    line(f"{result.nodes} nodes, run by {result.backend} in {result.dtype}; {result.seconds:.1f} s in all")
     verdict = "within" if result.within_tolerance else "[red]beyond[/red]"
     line(
         f"largest difference from Hugging Face {result.max_abs_error_vs_hf:.2e}, "

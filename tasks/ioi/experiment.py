@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from tapeout.backends.reference import evaluate_many
+from tapeout.compiler import compile
+from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import ModelError, TypeMismatchError
 from tapeout.models import circuit_of, split_circuit
@@ -44,6 +46,7 @@ class IOIResult:
     Attributes:
         model: the model's name.
         n: prompts.
+        backend: what ran the circuit.
         dtype: what the circuit was computed in.
         logit_diff_mean: mean of logit(IO) - logit(S) at the last position.
         logit_diff_std: its standard deviation over prompts (0 for one prompt).
@@ -51,14 +54,15 @@ class IOIResult:
         max_abs_error_vs_hf: largest difference from the Hugging Face model's own logit differences.
         tolerance: how large that may be.
         seconds: the whole job, loading included.
-        nodes: distinct nodes of the circuit that was evaluated.
-        passes: the passes that ran, summed over the lengths of prompts.
+        nodes: distinct nodes of the split circuit.
+        passes: the passes that ran, the compiler's last, summed over the lengths of prompts.
         top: for the first prompts the text and the likeliest next tokens.
         logit_diffs: one a prompt, in the order of the dataset.
     """
 
     model: str
     n: int
+    backend: str
     dtype: str
     logit_diff_mean: float
     logit_diff_std: float
@@ -81,6 +85,7 @@ class IOIResult:
         return {
             "model": self.model,
             "n": self.n,
+            "backend": self.backend,
             "dtype": self.dtype,
             "logit_diff_mean": _finite(self.logit_diff_mean),
             "logit_diff_std": _finite(self.logit_diff_std),
@@ -114,6 +119,7 @@ def run_ioi(
     n: int = 100,
     prompt_type: PromptType = "mixed",
     seed: int = 0,
+    backend: str = "fx",
     dtype: str = "float32",
     lengths: Lengths = "equal",
     show: int = 3,
@@ -126,6 +132,7 @@ def run_ioi(
         n: prompts.
         prompt_type: "mixed", "ABBA" or "BABA".
         seed: of the prompts.
+        backend: what runs the circuit: "fx", "torchscript", "inductor", or "reference", node by node.
         dtype: to compute in: "float32", "float64" or "bfloat16".
         lengths: "equal" or "any"; see `IOIDataset`.
         show: for how many prompts the likeliest tokens are returned.
@@ -148,12 +155,13 @@ def run_ioi(
         )
     notify("making prompts", 0, 0)
     dataset = IOIDataset(prompt_type, n, seed, tokenizer=checkpoint.tokenizer, lengths=lengths)
-    diffs, logits, records, nodes = _evaluate(checkpoint, dataset, dtype, min(show, n), notify)
+    diffs, logits, records, nodes = _evaluate(checkpoint, dataset, backend, dtype, min(show, n), notify)
     reference = hf_logit_diffs(checkpoint, dataset, dtype, notify)
     numbers = diffs.double()
     return IOIResult(
         model=checkpoint.source,
         n=n,
+        backend=backend,
         dtype=dtype,
         logit_diff_mean=float(numbers.mean()),
         logit_diff_std=float(numbers.std()) if n > 1 else 0.0,
@@ -179,7 +187,7 @@ def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _evaluate(
-    checkpoint: Checkpoint, dataset: IOIDataset, dtype: str, show: int, notify: Progress
+    checkpoint: Checkpoint, dataset: IOIDataset, backend: str, dtype: str, show: int, notify: Progress
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[PassRecord], int]:
     """Logit differences [N], the logits [VOCAB] of the first prompts, the passes, and the number of nodes."""
     notify("building the circuit", 0, 0)
@@ -188,25 +196,63 @@ def _evaluate(
     logits: dict[int, torch.Tensor] = {}
     records: list[PassRecord] = []
     nodes = evaluated = 0
+    run = _run_reference if backend == "reference" else partial(_run_compiled, backend)
     for length, rows, part in dataset.by_length():
         notify(f"splitting for {length} tokens", 0, 0)
         split, ran = split_circuit(
             circuits, info, length, [lambda each, *_: notify(f"pass {each.name} done", 0, 0)]
         )
-        records = _summed(records, ran)
         metric = logit_diff_circuit(split)
         nodes += count_nodes(metric)
-        labels = torch.stack([part.io_tokenIDs, part.s_tokenIDs], dim=1)
-        for first in range(0, len(part), _ROWS):
-            chunk = slice(first, first + _ROWS)
-            bound = bind_dataset(metric, part.prompts_toks[chunk], labels[chunk])
-            at_end = bound.get_unique("logits_at_end")
-            what = f"evaluating prompts, {evaluated} of {len(dataset)} done"
-            values = evaluate_many([bound, at_end], dtype, progress=partial(notify, what))
-            diffs[rows[chunk]] = values[0]
-            logits.update((int(row), values[1][i]) for i, row in enumerate(rows[chunk]) if row < show)
-            evaluated += len(values[0])
+        shown = int((rows < show).sum())  # rows are in the order of the dataset: the first ones
+        at = partial(_add_offset, notify, evaluated, len(dataset))
+        diffs[rows], first, more = run(metric, part, shown, dtype, at)
+        logits.update((int(row), line) for row, line in zip(rows, first, strict=False))
+        records = _summed(records, [*ran, *more])
+        evaluated += len(part)
     return diffs, [logits[row] for row in range(show)], records, nodes
+
+
+def _add_offset(notify: Progress, before: int, total: int, what: str, done: int, of: int) -> None:
+    notify(f"{what}, {before} of {total} prompts done" if before else what, done, of)
+
+
+Run = tuple[torch.Tensor, torch.Tensor, list[PassRecord]]
+"""Logit differences [n], the logits [shown, VOCAB] of the first prompts, and the passes of the compiler."""
+
+
+def _labels(part: IOIDataset) -> torch.Tensor:
+    return torch.stack([part.io_tokenIDs, part.s_tokenIDs], dim=1)
+
+
+def _run_compiled(backend: str, metric: Circuit, part: IOIDataset, shown: int, dtype: str, notify: Progress) -> Run:
+    """Through the compiler: one artefact for the metric, one for the logits of the prompts that are shown."""
+    notify(f"compiling with {backend}", 0, 0)
+    compiled = compile(metric, backend, ["tokens", "labels"], dtype)
+    chunks = []
+    notify("evaluating prompts", 0, len(part))
+    for at in range(0, len(part), _ROWS):
+        rows = slice(at, at + _ROWS)
+        chunks.append(compiled(tokens=part.prompts_toks[rows], labels=_labels(part)[rows]))
+        notify("evaluating prompts", min(at + _ROWS, len(part)), len(part))
+    if not shown:
+        return torch.cat(chunks), torch.empty(0), list(compiled.passes)
+    notify("the likeliest tokens of the first prompts", 0, 0)
+    logits = compile(metric.get_unique("logits_at_end"), "fx", ["tokens"], dtype)
+    return torch.cat(chunks), logits(tokens=part.prompts_toks[:shown]), list(compiled.passes)
+
+
+def _run_reference(metric: Circuit, part: IOIDataset, shown: int, dtype: str, notify: Progress) -> Run:
+    """Through the reference evaluator, node by node."""
+    diffs, logits = [], []
+    for at in range(0, len(part), _ROWS):
+        rows = slice(at, at + _ROWS)
+        bound = bind_dataset(metric, part.prompts_toks[rows], _labels(part)[rows])
+        at_end = bound.get_unique("logits_at_end")
+        values = evaluate_many([bound, at_end], dtype, progress=partial(notify, "evaluating nodes"))
+        diffs.append(values[0])
+        logits.append(values[1][: max(0, shown - at)])
+    return torch.cat(diffs), torch.cat(logits), []
 
 
 def _summed(old: list[PassRecord], new: list[PassRecord]) -> list[PassRecord]:
