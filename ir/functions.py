@@ -293,12 +293,13 @@ class GenIndex:
         else:
             first = index[axis : axis + where.rank]
             of_x = (*index[:axis], FULL, *index[axis + where.rank :])
-        function = self._without(of_x[axis + 1 :], of_x[:axis])
+        start = where.rank if self.batch_x and self.batch_index else 0
+        function = self._without(of_x[axis + 1 :], of_x[start:axis])
         reads = ((x, of_x), (where, first))
         return Pushed(index, reads, lambda children: node._make((function,), children, node.op_name))
 
     def _without(self, after: AxisIndices, before: AxisIndices) -> GenIndex:
-        """The function over an x that has lost axes after and before the one that is looked up."""
+        """The function over an x that has lost axes after, and between the batch and, the one looked up."""
         if not count_integers(after) and (self.index_dim < 0 or not count_integers(before)):
             return self
         gone = count_integers(after) if self.index_dim < 0 else -count_integers(before)

@@ -1,4 +1,4 @@
-"""What the kinds' `push_index` rules share: how an index enters a node and what it leaves to the node's children.
+"""What the kinds' `push_index` rules share: how an index enters a node and what its children are asked for.
 
 An index is here one entry for each axis, in the canonical form that `canonical` gives: then two
 readers that want the same part of a node ask for it in the same words.
@@ -49,8 +49,11 @@ def is_everything(index: AxisIndices) -> bool:
 
 
 def canonical(index: Iterable[AxisIndex], shape: Shape) -> AxisIndices:
-    """The index in the one form that all indices of the same meaning have: counted from the front where the size
-    is known, `:` where everything is taken in order, a slice where tensors pick neighbours in order."""
+    """The index in the one form that all indices of the same meaning have.
+
+    Counted from the front where the size is known, `:` where everything is taken in order, a slice where a
+    tensor picks neighbours in order.
+    """
     return tuple(
         entry if entry == FULL else _canonical_entry(entry, size)
         for entry, size in zip(index, shape, strict=True)
@@ -82,7 +85,7 @@ def _canonical_picks(picks: Picks, size: Size) -> AxisIndex:
 
 
 def composed(own: AxisIndex, entry: AxisIndex, size: Size) -> AxisIndex | None:
-    """The entry `own` of an axis of that size, and then `entry` of what it takes; None where that is no one entry.
+    """`own` of an axis of that size, and then `entry` of what it takes; None where that is no one entry.
 
     Args:
         own: a slice or a tensor (an integer leaves no axis).
@@ -140,7 +143,10 @@ def broadcast_reads(node: Circuit, index: AxisIndices) -> tuple[Read, ...]:
             tuple(
                 _broadcast_entry(entry, size, whole)
                 for entry, size, whole in zip(
-                    index[node.rank - child.rank :], child.shape, node.shape[node.rank - child.rank :], strict=True
+                    index[node.rank - child.rank :],
+                    child.shape,
+                    node.shape[node.rank - child.rank :],
+                    strict=True,
                 )
             ),
         )

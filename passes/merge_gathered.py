@@ -72,7 +72,7 @@ def _merged_sums(roots: Roots) -> dict[Circuit, list[_Term]]:
 def _terms(
     total: Add, private: set[Circuit], seen: set[Circuit], readers: Mapping[Circuit, Sequence[Circuit]]
 ) -> list[_Term]:
-    """The terms of a sum, through inner sums and scalings that nothing else reads; these sums go into `seen`."""
+    """The terms of a sum, through inner sums (which go into `seen`) and scalings that nothing else reads."""
     terms: list[_Term] = []
     stack = [(1.0, child) for child in reversed(total.children)]
     while stack:
@@ -150,7 +150,9 @@ def _summand(group: Sequence[_Term], built: dict[Circuit, Circuit]) -> Circuit:
     if first.rows is None or len(group) == 1:
         return _scaled(built[first.node], first.coefficient)
     rows = [
-        _scaled(built[term.rows[0]], term.coefficient * term.number) for term in group if term.rows is not None
+        _scaled(built[term.rows[0]], term.coefficient * term.number)
+        for term in group
+        if term.rows is not None
     ]
     others = [(built[child], axes) for child, axes in first.others]
     return Einsum(*others, (Add(*rows, name=None), first.rows[1]), out_axes=first.out, name=None)

@@ -237,7 +237,7 @@ def _through_add(node: Add, gather: _Gather) -> _Step:
 
 
 def _summand(node: Add, child: Circuit, gather: _Gather) -> tuple[Part, tuple[int | None, ...]]:
-    """What is looked up in a summand, and which of its axes then are the axes of the result (None for none)."""
+    """What is looked up in a summand, and which of its axes are then those of the result (None: none)."""
     start = node.rank - child.rank
 
     def own(axis: int | None) -> int | None:

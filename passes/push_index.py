@@ -54,7 +54,7 @@ class _Plan:
 
 
 def _plans(roots: Roots, order: Sequence[Circuit]) -> dict[Circuit, _Plan | None]:
-    """The plan of every node that is read, readers first; None for one that is computed in full from full children."""
+    """The plan of every node that is read; None where the node and its children are computed in full."""
     demands: dict[Circuit, AxisIndices | None] = dict.fromkeys(roots)
     plans: dict[Circuit, _Plan | None] = {}
     for node in reversed(order):
@@ -79,9 +79,7 @@ def _plan(node: Circuit, demand: AxisIndices | None) -> _Plan | None:
     return _Plan(pushed.taken, reads, pushed.build)
 
 
-def _build(
-    node: Circuit, plans: dict[Circuit, _Plan | None], built: dict[Circuit, Circuit]
-) -> Circuit:
+def _build(node: Circuit, plans: dict[Circuit, _Plan | None], built: dict[Circuit, Circuit]) -> Circuit:
     plan = plans[node]
     if plan is None:
         return node.with_children(tuple([built[child] for child in node.children]))
@@ -119,9 +117,7 @@ def _is_smaller(entry: AxisIndex, size: Size) -> bool:
 def _rest(index: Iterable[AxisIndex], taken: AxisIndices) -> AxisIndices:
     """What is left of an index, part of which has been taken, for the node that is indexed already."""
     pairs = zip(index, taken, strict=True)
-    return tuple(
-        entry if done == FULL else FULL for entry, done in pairs if not isinstance(done, int)
-    )
+    return tuple(entry if done == FULL else FULL for entry, done in pairs if not isinstance(done, int))
 
 
 def indexed(node: Circuit, index: AxisIndices) -> Circuit:
