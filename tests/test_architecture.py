@@ -206,7 +206,7 @@ BROKEN = [
     ("layering", "compiler", "from tapeout.models import load_circuit"),
     ("layering", "models", "from tapeout.tasks import ioi"),
     ("layering", "models", "from tapeout import load_circuit"),
-    ("layering", "tasks", "if TYPE_CHECKING:\n    from tapeout.models import ModelInfo"),
+    ("layering", "models", "if TYPE_CHECKING:\n    from tapeout.tasks import IOIDataset"),
     ("absolute_imports", "ir", "from . import add"),
     ("absolute_imports", "ir", "from .add import Add"),
     ("absolute_imports", "ir", "import ir"),

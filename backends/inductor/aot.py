@@ -55,13 +55,12 @@ class AotExecutable:
         return "# compiled ahead of time: there is no source but the circuit's\n"
 
     def __call__(self, *values: torch.Tensor) -> Any:
+        rows = values[0].shape[0] if values else LEAST_ROWS
         with torch.inference_mode():
-            plain = [value.detach().contiguous() for value in values]
-            if not plain or plain[0].shape[0] >= LEAST_ROWS:
-                return self._run(*plain)
-            out = self._run(*filled_up(plain, LEAST_ROWS))
-            rows = plain[0].shape[0]
-            return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
+            out = self._run(*filled_up([value.detach().contiguous() for value in values], LEAST_ROWS))
+        if rows >= LEAST_ROWS:
+            return out
+        return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
 
     def to(self, device: torch.device) -> AotExecutable:
         """The same, if it is there already.

@@ -33,4 +33,7 @@ def examples(inputs: Sequence[Symbol], device: torch.device, rows: int = EXAMPLE
 
 def filled_up(values: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor]:
     """The values with their first row repeated behind them until they have that many rows."""
-    return [torch.cat([each, each[:1].expand(rows - each.shape[0], *each.shape[1:])]) for each in values]
+    return [
+        each if each.shape[0] >= rows else torch.cat([each, each[:1].expand(rows - each.shape[0], *each.shape[1:])])
+        for each in values
+    ]

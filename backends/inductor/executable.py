@@ -11,7 +11,7 @@ from torch import fx
 
 from tapeout.backends.fx.lower import lower
 from tapeout.backends.inductor.aot import package
-from tapeout.backends.inductor.examples import LEAST_ROWS, examples, filled_up
+from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples, filled_up
 from tapeout.backends.quiet import without_known_warnings
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
@@ -38,13 +38,12 @@ class InductorExecutable:
 
     def __call__(self, *values: torch.Tensor) -> Any:
         rows = values[0].shape[0] if values else LEAST_ROWS
-        # What torch.compile would compile anew for: other strides, one tensor for two inputs, inference tensors.
-        plain = [_plain(value) for value in values]
+        given = _as_compiled(values, max(rows, LEAST_ROWS))
         with torch.inference_mode():
-            if rows >= LEAST_ROWS:
-                return self._run(*plain)
-            out = self._run(*filled_up(plain, LEAST_ROWS))
-            return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
+            out = self._run(*given)
+        if rows >= LEAST_ROWS:
+            return out
+        return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
 
     def to(self, device: torch.device) -> InductorExecutable:
         from copy import deepcopy
@@ -95,7 +94,7 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.de
     from torch._dynamo import mark_dynamic
 
     run = torch.compile(module, fullgraph=True)
-    values = examples(inputs, device)
+    values = _as_compiled(examples(inputs, device), EXAMPLE_ROWS)
     for value in values:
         mark_dynamic(value, 0)
     try:
@@ -110,8 +109,10 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.de
     return run
 
 
-def _plain(value: torch.Tensor) -> torch.Tensor:
-    if value.is_inference():
-        with torch.inference_mode(False):
-            return value.clone(memory_format=torch.contiguous_format)
-    return value.detach().contiguous()
+@torch.inference_mode(False)
+@torch.no_grad()
+def _as_compiled(values: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor]:
+    """The values as torch.compile saw them: it would compile anew for other strides, for one tensor given
+    for two inputs and for tensors made in inference mode."""
+    plain = [each.clone() if each.is_inference() else each.detach().contiguous() for each in values]
+    return filled_up(plain, rows)
