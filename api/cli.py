@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import tapeout
+from tapeout.bench import bench
 from tapeout.ioi import ioi
 from tapeout.ir.errors import TapeoutError
 from tapeout.show import show
@@ -19,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 app.command()(ioi)
+app.command()(bench)
 app.command()(show)
 
 

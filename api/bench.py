@@ -1,0 +1,75 @@
+"""`tapeout bench`: how fast the IOI logit difference is, every way of computing it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tapeout.ir.errors import ModelError
+from tapeout.models import circuit_of, split_circuit
+from tapeout.models.checkpoint import load_checkpoint
+from tapeout.tasks.ioi import IOIDataset
+from tapeout.tasks.ioi.bench import BenchResult, Setting, run_bench
+from tapeout.tasks.ioi.circuit import logit_diff_circuit
+
+
+def bench(
+    model: Annotated[str, typer.Argument(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts, of one template.")] = 100,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="A backend to measure (fx, torchscript, inductor); fx by default.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="A dtype to measure (float32, bfloat16, float64); float32 by default.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Measures the IOI logit difference: Hugging Face's model, and the split circuit on each backend.
+
+    Times are multiples of the limit: the operations that the answer needs, divided by the rate at which this
+    machine multiplies matrices, measured in the same run. Everything is measured in turn; medians are reported.
+    """
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    result = run_bench(_setting(model, n), backend or ["fx"], dtype or ["float32"], repeat, say)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        _print_result(result)
+
+
+def _setting(name: str, n: int) -> Setting:
+    checkpoint = load_checkpoint(name)
+    if checkpoint.tokenizer is None:
+        raise ModelError(f"{name} has no tokenizer, and IOI prompts are made of text", hint="use a checkpoint that has one")
+    data = IOIDataset("mixed", n, tokenizer=checkpoint.tokenizer, nb_templates=1)
+    circuits, info = circuit_of(checkpoint.model)
+    split, _ = split_circuit(circuits, info, data.max_len)
+    labels = torch.stack([data.io_tokenIDs, data.s_tokenIDs], dim=1)
+    return Setting(checkpoint.source, checkpoint.model, logit_diff_circuit(split), data.prompts_toks, labels)
+
+
+def _print_result(result: BenchResult) -> None:
+    console = Console()
+    table = Table("way", "x limit", "seconds", "largest error", "compiled in", title=escape(result.model))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for way in result.ways:
+        made = "" if way.compile_seconds is None else f"{way.compile_seconds:.1f} s"
+        table.add_row(way.name, f"{way.multiple:.2f}", f"{way.seconds:.3f}", f"{way.max_abs_error:.1e}", made)
+    console.print(table)
+    console.print(
+        f"limit: {result.flops / 1e9:.0f} GFLOP at {result.flops_per_second / 1e9:.0f} GFLOP/s = "
+        f"{result.limit_seconds:.3f} s, {result.prompts} prompts, {result.threads} threads",
+        highlight=False,
+    )
