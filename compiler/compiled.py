@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -104,6 +105,24 @@ class Compiled:
         """The same on another device."""
         where = torch.device(device)
         return replace(self, executable=self.executable.to(where), device=where)
+
+    def save(self, path: str | Path, force: bool = False) -> None:
+        """Writes it to a folder that `tapeout.compiler.load` reads; see `tapeout.compiler.artefact`.
+
+        The folder appears whole or not at all: an interrupted save leaves what was there.
+
+        Args:
+            path: the folder.
+            force: replace an artefact that is there.
+
+        Raises:
+            ArtefactError: if the folder exists and `force` is not set, is no artefact, or cannot be written.
+            LoweringError: if it cannot be compiled ahead of time (inductor).
+            UnsupportedError: for a backend that cannot be saved.
+        """
+        from tapeout.compiler.artefact import save
+
+        save(self, path, force)
 
     def __repr__(self) -> str:
         names = ", ".join(each.name for each in self.inputs)

@@ -69,7 +69,7 @@ def save_circuits(circuits: Sequence[Circuit], path: str | Path) -> None:
     try:
         temporary.mkdir(parents=True)
         _write(temporary, text, tensors)
-        _publish(temporary, target)
+        publish(temporary, target)
     except OSError as error:
         raise ArtefactError(
             f"{target} cannot be written: {error}", hint="check the disk's space and the folder's permissions"
@@ -186,9 +186,9 @@ def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
         yield chunk.numpy().data
 
 
-def _publish(built: Path, target: Path) -> None:
+def publish(built: Path, target: Path) -> None:
     """Moves a finished folder to its place. What was there before is put back if that fails."""
-    previous = _previous(target)
+    previous = previous_of(target)
     if target.exists():
         shutil.rmtree(previous, ignore_errors=True)
         target.rename(previous)
@@ -201,7 +201,7 @@ def _publish(built: Path, target: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _previous(target: Path) -> Path:
+def previous_of(target: Path) -> Path:
     """Where the old folder is for the moment in which the new one takes its place."""
     return target.with_name(f".{target.name}.previous")
 
@@ -212,8 +212,8 @@ def _previous(target: Path) -> Path:
 def _existing(target: Path) -> Path:
     if target.is_dir():
         return target
-    if not target.exists() and target.name and (_previous(target) / MANIFEST).is_file():
-        return _previous(target)  # the process that was replacing it was killed
+    if not target.exists() and target.name and (previous_of(target) / MANIFEST).is_file():
+        return previous_of(target)  # the process that was replacing it was killed
     raise ArtefactError(
         f"{target} is {'no folder' if target.exists() else 'missing'}",
         hint="give the folder that Circuit.save wrote",

@@ -114,5 +114,18 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.de
 def _as_compiled(values: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor]:
     """The values as torch.compile saw them: it would compile anew for other strides, for one tensor given
     for two inputs and for tensors made in inference mode."""
-    plain = [each.clone() if each.is_inference() else each.detach().contiguous() for each in values]
+    plain = [
+        each.clone(memory_format=torch.contiguous_format) if each.is_inference() or not _is_plain(each) else each.detach()
+        for each in values
+    ]
     return filled_up(plain, rows)
+
+
+def _is_plain(value: torch.Tensor) -> bool:
+    """Whether the strides are those of a new tensor; `is_contiguous` overlooks axes of size 1."""
+    wanted = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if stride != wanted:
+            return False
+        wanted *= max(size, 1)
+    return True

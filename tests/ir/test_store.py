@@ -331,7 +331,7 @@ def test_a_rename_that_fails_leaves_the_old_circuit(
     assert_alone(saved)
 
 
-@pytest.mark.parametrize("step", ["_write_tensors", "_fingerprint", "_publish", "_pieces"])
+@pytest.mark.parametrize("step", ["_write_tensors", "_fingerprint", "publish", "_pieces"])
 def test_ctrl_c_while_writing_leaves_the_old_circuit(
     circuit: Circuit, saved: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

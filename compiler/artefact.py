@@ -1,0 +1,237 @@
+"""Compiled circuits in files.
+
+    NAME/manifest.json        format, versions, inputs, hashes of every file and of itself
+    NAME/circuits/            the optimised circuits as text and tensors (see `tapeout.ir.store`)
+    NAME/model.pt, model.pt2  for torchscript and inductor, what runs; with a second copy of the weights
+    NAME/run.py               for these two: runs them with torch alone, after checking the inputs
+
+An fx artefact holds no code: it is lowered again when it is loaded. Nothing is unpickled by tapeout; a TorchScript
+module or an ahead-of-time package is code all the same: load such artefacts only from people that you trust. The
+hashes tell whether a file is as it was saved, not who saved it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import torch
+
+from tapeout.compiler import run_artefact
+from tapeout.compiler.compiled import Compiled, Executable
+from tapeout.compiler.inputs import BATCH, Input
+from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, ArtefactProblem, fingerprint, seal
+from tapeout.ir import Circuit, Symbol, postorder
+from tapeout.ir.dtypes import as_dtype, dtype_name
+from tapeout.ir.errors import ArtefactError, UnsupportedError
+from tapeout.ir.store import load_circuits, previous_of, publish, save_circuits
+from tapeout.passes import PassRecord
+
+CIRCUITS, RUN = "circuits", "run.py"
+MODELS = {"fx": None, "torchscript": "model.pt", "inductor": "model.pt2"}
+"""For every backend that can be saved the file of what runs; None where the circuits are enough."""
+
+
+def save(compiled: Compiled, path: str | Path, force: bool = False) -> None:
+    """Writes a compiled circuit to a folder; see `Compiled.save`."""
+    target = Path(path).resolve()
+    if compiled.backend not in MODELS:
+        raise UnsupportedError(f"{compiled.backend} cannot be saved", hint=f"there are {', '.join(MODELS)}")
+    _check_target(target, force)
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        _write(compiled, temporary)
+        publish(temporary, target)
+    except OSError as error:
+        raise ArtefactError(
+            f"{target} cannot be written: {error}", hint="check the disk's space and the folder's permissions"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(path: str | Path, device: str | torch.device | None = None) -> Compiled:
+    """Reads a compiled circuit that `Compiled.save` wrote.
+
+    Args:
+        path: the folder.
+        device: where it is to run; None for where it ran when it was saved. Only fx artefacts can go elsewhere.
+
+    Raises:
+        ArtefactError: if it is missing, truncated, altered or of another version, or does not run here.
+    """
+    folder = _existing(Path(path).resolve())
+    try:
+        manifest = run_artefact.verified_manifest(folder)
+        if manifest["backend"] != "fx":
+            run_artefact.check_runs_here(manifest)
+    except ArtefactProblem as error:
+        raise ArtefactError(str(error), hint="copy the folder again, or compile the circuit and save it again") from error
+    try:
+        return _compiled(folder, manifest, _device(manifest, device))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"{folder / MANIFEST} does not say what it must: {error!r}", hint="compile the circuit and save it again"
+        ) from error
+
+
+# -- writing
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not target.name:
+        raise ArtefactError(f"{target} is no name for a folder", hint="give the name of a new folder")
+    if not target.exists():
+        return
+    if not force:
+        raise ArtefactError(f"{target} exists", hint="give another name, or force=True to replace it")
+    try:
+        known = json.loads((target / MANIFEST).read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        known = False
+    if not known:
+        raise ArtefactError(
+            f"{target} exists and is no artefact of tapeout", hint="give another name, or remove what is there"
+        )
+
+
+def _write(compiled: Compiled, folder: Path) -> None:
+    save_circuits(compiled.roots, folder / CIRCUITS)
+    model = MODELS[compiled.backend]
+    if model is not None:
+        executable: Any = compiled.executable
+        executable.save(folder / model)
+        shutil.copyfile(run_artefact.__file__, folder / RUN)
+    manifest = _manifest(compiled, model)
+    manifest["files"] = {
+        str(file.relative_to(folder).as_posix()): fingerprint(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    manifest["sha256"] = seal(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _manifest(compiled: Compiled, model: str | None) -> dict[str, Any]:
+    order = list(postorder(*compiled.roots))
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "tapeout": _own_version(),
+        "torch": torch.__version__,
+        "backend": compiled.backend,
+        "model": model,
+        "dtype": dtype_name(compiled.dtype),
+        "device": str(compiled.device),
+        "platform": run_artefact.this_platform(),
+        "note": "inductor packages run only on processors with at least this cpu_capability, and on this torch",
+        "least_rows": 2 if compiled.backend == "inductor" else 1,
+        "inputs": [_input_entry(each) for each in compiled.inputs],
+        "outputs": len(compiled.roots),
+        "max_memory": compiled.max_memory,
+        "packed_bytes": compiled.packed_bytes,
+        "passes": [asdict(each) for each in compiled.passes],
+        "origins": [[i, compiled.origins[node]] for i, node in enumerate(order) if node in compiled.origins],
+    }
+
+
+def _input_entry(each: Input) -> dict[str, Any]:
+    return {
+        "name": each.name,
+        "dtype": dtype_name(each.dtype),
+        "row_shape": [int(size) for size in each.symbol.shape],  # type: ignore[arg-type]
+        "limit": each.below,
+        "symbol": str(each.symbol.uuid),
+        "batched": str(each.batched.uuid),
+    }
+
+
+def _own_version() -> str:
+    try:
+        return version("tapeout")
+    except PackageNotFoundError:  # a checkout on the path, not installed
+        return "0+unknown"
+
+
+# -- reading
+
+
+def _existing(target: Path) -> Path:
+    if target.is_dir():
+        return target
+    if not target.exists() and target.name and (previous_of(target) / MANIFEST).is_file():
+        return previous_of(target)  # the process that was replacing it was killed
+    raise ArtefactError(
+        f"{target} is {'no folder' if target.exists() else 'missing'}", hint="give the folder that Compiled.save wrote"
+    )
+
+
+def _device(manifest: dict[str, Any], asked: str | torch.device | None) -> torch.device:
+    saved = torch.device(manifest["device"])
+    device = saved if asked is None else torch.device(asked)
+    if device != saved and manifest["backend"] != "fx":
+        raise ArtefactError(
+            f"a {manifest['backend']} artefact for {saved} cannot run on {device}",
+            hint="compile the circuit for that device, or save it from backend='fx'",
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ArtefactError(f"the artefact runs on {device}, which is not here", hint="load an fx artefact with device='cpu'")
+    return device
+
+
+def _compiled(folder: Path, manifest: dict[str, Any], device: torch.device) -> Compiled:
+    roots = tuple(load_circuits(folder / CIRCUITS))
+    order = list(postorder(*roots))
+    origins = {order[int(i)]: str(name) for i, name in manifest["origins"]}
+    inputs = tuple(_input(each) for each in manifest["inputs"])
+    dtype = as_dtype(manifest["dtype"])
+    executable = _executable(manifest["backend"], folder, roots, inputs, origins, dtype, device)
+    return Compiled(
+        manifest["backend"],
+        executable,
+        inputs,
+        roots,
+        origins,
+        tuple(PassRecord(**each) for each in manifest["passes"]),
+        dtype,
+        device,
+        int(manifest["packed_bytes"]),
+        manifest["max_memory"],
+    )
+
+
+def _input(entry: dict[str, Any]) -> Input:
+    shape, dtype = tuple(map(int, entry["row_shape"])), as_dtype(entry["dtype"])
+    name, limit = str(entry["name"]), entry["limit"]
+    symbol = Symbol(shape, UUID(entry["symbol"]), name, dtype)
+    batched = Symbol((BATCH, *shape), UUID(entry["batched"]), name, dtype)
+    return Input(name, symbol, batched, None if limit is None else int(limit))
+
+
+def _executable(
+    backend: str,
+    folder: Path,
+    roots: tuple[Circuit, ...],
+    inputs: tuple[Input, ...],
+    origins: dict[Circuit, str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Executable:
+    model = MODELS[backend]
+    if model is None:
+        from tapeout.backends.fx.executable import build
+
+        return build(roots, [each.batched for each in inputs], origins, dtype, device)[0]
+    if backend == "torchscript":
+        from tapeout.backends.torchscript.executable import load as load_module
+
+        return load_module(folder / model, device)
+    from tapeout.backends.inductor.aot import AotExecutable
+
+    return AotExecutable(folder / model, device)
