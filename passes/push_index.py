@@ -1,8 +1,8 @@
 """Push index: what is read in part only is computed in part only.
 
-Planned from the roots down, built from the leaves up, each node visited twice. An index enters a node only
-if all of its readers, over all roots, take that slice: otherwise a second, smaller copy of the network
-would grow beside the first.
+Planned from the roots down, built from the leaves up. An index enters a node only as far as all of its
+readers, over all roots, take that slice: otherwise a second, smaller copy of the network would grow beside
+the first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from tapeout.ir.sizes import Shape, Size
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
 
+MOST_ROUNDS = 100
+"""One round does it, but where a node vanishes (of a concat one part is left) what was stopped there goes on."""
+
 
 @register(
     "push_index",
@@ -28,14 +31,11 @@ class PushIndex(ExecutionPass):
     """Pushes indices towards the leaves: a node of which all readers take the same slice is that slice."""
 
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
-        order = list(postorder(*roots))
-        plans = _plans(roots, order)
-        built: dict[Circuit, Circuit] = {}
-        for node in order:
-            if node in plans:
-                built[node] = origins.hand_on(_build(node, plans, built), node)
-        new = tuple(built[root] for root in roots)
-        return roots if new == roots else new
+        for _ in range(MOST_ROUNDS):
+            before, roots = roots, _pushed(roots, origins)
+            if roots is before:
+                break
+        return roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,17 @@ class _Plan:
     taken: AxisIndices
     reads: Sequence[Read]
     build: Callable[[tuple[Circuit, ...]], Circuit]
+
+
+def _pushed(roots: Roots, origins: Origins) -> Roots:
+    order = list(postorder(*roots))
+    plans = _plans(roots, order)
+    built: dict[Circuit, Circuit] = {}
+    for node in order:
+        if node in plans:
+            built[node] = origins.hand_on(_build(node, plans, built), node)
+    new = tuple(built[root] for root in roots)
+    return roots if new == roots else new
 
 
 def _plans(roots: Roots, order: Sequence[Circuit]) -> dict[Circuit, _Plan | None]:
@@ -105,9 +116,7 @@ def _common(one: AxisIndices | None, other: AxisIndices) -> AxisIndices | None:
 
 def _smaller(index: AxisIndices, shape: Shape) -> AxisIndices:
     """The index without the entries that make nothing smaller (tensors that repeat or reorder)."""
-    return tuple(
-        entry if _is_smaller(entry, size) else FULL for entry, size in zip(index, shape, strict=True)
-    )
+    return tuple(entry if _is_smaller(entry, size) else FULL for entry, size in zip(index, shape, strict=True))
 
 
 def _is_smaller(entry: AxisIndex, size: Size) -> bool:
