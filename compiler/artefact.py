@@ -72,7 +72,9 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Compiled
         if manifest["backend"] != "fx":
             run_artefact.check_runs_here(manifest)
     except ArtefactProblem as error:
-        raise ArtefactError(str(error), hint="copy the folder again, or compile the circuit and save it again") from error
+        raise ArtefactError(
+            str(error), hint="copy the folder again, or compile the circuit and save it again"
+        ) from error
     try:
         return _compiled(folder, manifest, _device(manifest, device))
     except (KeyError, TypeError, ValueError) as error:
@@ -181,7 +183,9 @@ def _device(manifest: dict[str, Any], asked: str | torch.device | None) -> torch
             hint="compile the circuit for that device, or save it from backend='fx'",
         )
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ArtefactError(f"the artefact runs on {device}, which is not here", hint="load an fx artefact with device='cpu'")
+        raise ArtefactError(
+            f"the artefact runs on {device}, which is not here", hint="load an fx artefact with device='cpu'"
+        )
     return device
 
 

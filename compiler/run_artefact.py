@@ -73,9 +73,7 @@ class Artefact:
         return tuple(each[:rows] for each in out) if isinstance(out, tuple | list) else out[:rows]
 
 
-def checked(
-    inputs: list[dict[str, Any]], values: dict[str, torch.Tensor], device: torch.device
-) -> list[torch.Tensor]:
+def checked(inputs: list[dict[str, Any]], values: dict[str, torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """The values in the order of the inputs; raises InputProblem."""
     names = [each["name"] for each in inputs]
     if set(values) != set(names):
@@ -102,8 +100,10 @@ def _check(each: dict[str, Any], value: torch.Tensor, device: torch.device) -> N
         raise InputProblem(f"{name} has dtype {value.dtype}, not torch.{each['dtype']}")
     if value.device != device:
         raise InputProblem(f"{name} is on {value.device}, the artefact runs on {device}")
-    if limit is not None and value.numel() and not (0 <= int(value.min()) and int(value.max()) < limit):
-        raise InputProblem(f"{name} holds {int(value.min())} to {int(value.max())}, outside 0 to {limit - 1}")
+    if limit is not None and value.numel():
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= limit:
+            raise InputProblem(f"{name} holds {low if low < 0 else high}, outside 0 to {limit - 1}")
 
 
 # -- the folder

@@ -115,7 +115,9 @@ def _as_compiled(values: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor
     """The values as torch.compile saw them: it would compile anew for other strides, for one tensor given
     for two inputs and for tensors made in inference mode."""
     plain = [
-        each.clone(memory_format=torch.contiguous_format) if each.is_inference() or not _is_plain(each) else each.detach()
+        each.clone(memory_format=torch.contiguous_format)
+        if each.is_inference() or not _is_plain(each)
+        else each.detach()
         for each in values
     ]
     return filled_up(plain, rows)

@@ -18,6 +18,7 @@ from tapeout.backends.quiet import without_known_warnings
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 
+
 class TorchScriptExecutable:
     """A scripted and frozen module.
 
