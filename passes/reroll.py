@@ -6,11 +6,13 @@ and the axis; a node over holes is keyed by its kind, attributes and its childre
 else by identity. Terms of equal key are stacked by pushing the stack down: equal children stay shared,
 the slices `w[0], w[1], ...` are `w`, a run of them is a slice of `w`, children that repeat in blocks
 are stacked once and repeated. What remains is one node expanded over a new leading axis; a sum of such
-einsums contracts that axis.
+einsums contracts that axis. Where a term is missing (a patched head), the terms before and behind it are
+two groups; a term that something else reads stays by itself, so that nothing is computed twice.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,25 +24,27 @@ from tapeout.passes.execution import ExecutionPass, Origins, Roots, readers_of
 _MIN_GROUP = 2
 
 
-@register("reroll", requires="inlined", ensures="like terms of a sum that read slices of shared weights are one batched node")
+@register(
+    "reroll",
+    requires="inlined",
+    ensures="like terms of a sum that read slices of shared weights are one batched node",
+)
 @dataclass(frozen=True)
 class Reroll(ExecutionPass):
     """A sum of isomorphic terms that read slices of the same weights becomes one contraction over a head axis."""
 
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
-        roller = _Roller(origins)
-        shared = _read_twice(roots)
+        readers = readers_of(roots)
+        shared = {node for node, by in readers.items() if len(by) + (node in roots) > 1}
+        apart = {node for node, by in readers.items() if node in roots or not all(isinstance(each, Add) for each in by)}
+        roller = _Roller(origins, set())
         memo: dict[Circuit, Circuit] = {}
         for node in postorder(*roots):
             over = origins.hand_on(node.with_children(tuple([memo[child] for child in node.children])), node)
+            roller.apart.update(memo[child] for child in node.children if child in apart)
             new = over if _single(node) in shared else _contracted(over)
             memo[node] = origins.hand_on(roller.roll(new), node)
         return tuple(memo[root] for root in roots)
-
-
-def _read_twice(roots: Roots) -> set[Circuit]:
-    """The nodes that have several readers, or are results beside."""
-    return {node for node, readers in readers_of(roots).items() if len(readers) + (node in roots) > 1}
 
 
 def _single(node: Circuit) -> Circuit | None:
@@ -71,8 +75,8 @@ Slot = tuple[Circuit, int]
 
 
 class _Roller:
-    def __init__(self, origins: Origins) -> None:
-        self.origins = origins
+    def __init__(self, origins: Origins, apart: set[Circuit]) -> None:
+        self.origins, self.apart = origins, apart
         self._keys: dict[Circuit, int] = {}
         self._numbers: dict[object, int] = {}
         self._stacks: dict[tuple[Circuit, ...], Circuit | None] = {}
@@ -117,18 +121,65 @@ class _Roller:
 
     def _contract(self, group: list[Circuit]) -> list[Circuit]:
         """The sum of like terms, as few nodes as possible."""
-        if len(group) < _MIN_GROUP or len(set(group)) < len(group):
+        count = Counter(group)
+        like = [term for term in group if count[term] == 1 and term not in self.apart]
+        if len(like) < _MIN_GROUP:
             return group
-        stacked = self.stack(tuple(group))
+        terms = [term for term in group if count[term] > 1 or term in self.apart]
+        for run in self._runs(like):
+            terms += self._contract_run(run)
+        return terms
+
+    def _contract_run(self, run: Sequence[Circuit]) -> Sequence[Circuit]:
+        stacked = self.stack(tuple(run)) if len(run) >= _MIN_GROUP else None
         if stacked is None:
-            return group
-        rank = group[0].rank
+            return run
         if isinstance(stacked, Einsum):
             summed: Circuit = Einsum(*stacked.args, out_axes=stacked.out_axes[1:], name=None)
         else:
-            axes = tuple(range(rank + 1))
+            axes = tuple(range(run[0].rank + 1))
             summed = Einsum((stacked, axes), out_axes=axes[1:], name=None)
-        return [self.origins.hand_on(summed, *group)]
+        return [self.origins.hand_on(summed, *run)]
+
+    def _runs(self, members: list[Circuit]) -> list[list[Circuit]]:
+        """The members parted into as few lists as possible that can be stacked: each reads runs of entries.
+
+        Where one of twelve heads is patched, the others are two runs.
+        """
+        places = {member: self._places(member) for member in members}
+        if len({len(place) for place in places.values()}) > 1:
+            return [[member] for member in members]
+        members = sorted(members, key=places.__getitem__)
+        columns = [list(column) for column in zip(*(places[member] for member in members), strict=True)]
+        if all(map(_is_run, columns)):
+            return [members]
+        best: list[tuple[int, int]] = [(0, 0)]  # for each count of members: how few runs, and where the last begins
+        for stop in range(1, len(members) + 1):
+            starts = (start for start in range(stop) if all(_is_run(column[start:stop]) for column in columns))
+            best.append(min((best[start][0] + 1, start) for start in starts))
+        runs = list[list[Circuit]]()
+        stop = len(members)
+        while stop:
+            start = best[stop][1]
+            runs.append(members[start:stop])
+            stop = start
+        return runs[::-1]
+
+    def _places(self, member: Circuit) -> tuple[int, ...]:
+        """The positions of the holes below a node, in the order in which they are met."""
+        places: list[int] = []
+        seen, stack = set[Circuit](), [member]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            slot = _hole(node)
+            if slot is not None:
+                places.append(_position(node, slot[1]))
+            else:
+                stack += [child for child in reversed(node.children) if self._keys[child] != self._numbers.get(child)]
+        return tuple(places)
 
     def stack(self, members: tuple[Circuit, ...]) -> Circuit | None:
         """The members along a new leading axis without copying a weight; None if there is no such node.
@@ -200,10 +251,10 @@ def _stack_holes(members: Sequence[Circuit]) -> Circuit | None:
         return None
     tensor, axis = slot
     positions = [_position(member, axis) for member in members]
+    if not _is_run(positions):
+        return None
     block = _block(positions)
     run = positions[::block]
-    if run != list(range(run[0], run[0] + len(run))):
-        return None
     span = FULL if len(run) == tensor.shape[axis] else Span(run[0], run[0] + len(run))
     view: Circuit = tensor
     if span != FULL:
@@ -213,6 +264,12 @@ def _stack_holes(members: Sequence[Circuit]) -> Circuit | None:
         order = [axis, *(i for i in range(tensor.rank) if i != axis)]
         view = Rearrange(view, RearrangeSpec.permute(order), name=None)
     return _repeat_blocks(view, block) if block > 1 else view
+
+
+def _is_run(positions: Sequence[int]) -> bool:
+    """Whether the positions are neighbours in order, perhaps each repeated: 3, 4, 5 or 3, 3, 4, 4."""
+    run = positions[:: _block(positions)]
+    return list(run) == list(range(run[0], run[0] + len(run)))
 
 
 def _block(items: Sequence[object]) -> int:
@@ -253,5 +310,3 @@ def postorder_until(root: Circuit, done: dict[Circuit, int]) -> list[Circuit]:
         seen.add(node)
         out.append(node)
     return out
-
-

@@ -22,11 +22,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "heads": HEADS,
     "heads, biases left": HEADS | {"use_pull_up_bias": False},
     "heads pulled up": HEADS | {"use_pull_up_head_split": True},
-    "heads in pairs": HEADS | {"split_by_head_config": {0: [(slice(0, 2), "low"), (slice(2, 4), "high")]}},
     "one layer": HEADS | {"split_by_head_config": {1}},
     "flat residual": HEADS | {"use_pull_up_head_split": True, "use_flatten_res": True},
-    "flat components": HEADS
-    | {"use_pull_up_head_split": True, "use_flatten_res": True, "flatten_components": True},
+    "flat components": HEADS | {"use_pull_up_head_split": True, "use_flatten_res": True, "flatten_components": True},
 }
 """Options of `configure_transformer` that take a model of four heads and two layers apart."""
 
