@@ -143,7 +143,7 @@ def test_text(checkpoint: Path) -> None:
     assert re.search(
         r"^logit difference -?\d+\.\d{4} ± \d+\.\d{4} over 5 prompts; IO beats S in \d+\.\d%$", tail, re.M
     )
-    assert re.search(r"^\d+ nodes evaluated in float32; \d+\.\d s in all$", tail, re.M)
+    assert re.search(r"^\d+ nodes, run by fx in float32; \d+\.\d s in all$", tail, re.M)
     assert re.search(
         r"^largest difference from Hugging Face \d\.\d\de-\d\d, within the tolerance of 0.001$", tail, re.M
     )
