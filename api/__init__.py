@@ -8,7 +8,7 @@ experiments in `tapeout.tasks`.
 from importlib.metadata import PackageNotFoundError, version
 
 import tapeout.backends.reference  # says how circuits are evaluated
-from tapeout.compiler import Compiled, compile, compile_many, evaluate_many, values
+from tapeout.compiler import Compiled, compile, compile_many, evaluate_many, load, values
 from tapeout.ir import *  # noqa: F403
 from tapeout.ir import __all__ as _ir_names
 from tapeout.ir.errors import (
@@ -64,6 +64,7 @@ __all__ = [  # noqa: PLE0604 (names of the IR)
     "compile_many",
     "conform_all_modules",
     "evaluate_many",
+    "load",
     "rename_by_table",
     "split_to_concat",
     "strip_names",

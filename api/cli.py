@@ -9,6 +9,7 @@ import typer
 
 import tapeout
 from tapeout.bench import bench
+from tapeout.compile_command import compile
 from tapeout.ioi import ioi
 from tapeout.ir.errors import TapeoutError
 from tapeout.show import show
@@ -20,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 app.command()(ioi)
+app.command()(compile)
 app.command()(bench)
 app.command()(show)
 

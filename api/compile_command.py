@@ -1,0 +1,72 @@
+"""`tapeout compile`: the IOI logit difference of a model as an artefact."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from tapeout.compiler import compile as compile_circuit
+from tapeout.models import circuit_of, split_circuit
+from tapeout.models.checkpoint import load_checkpoint
+from tapeout.tasks.ioi.circuit import logit_diff_circuit
+
+
+def compile(
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, unless --force.")],
+    model: Annotated[str, typer.Option(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
+    backend: Annotated[
+        Literal["fx", "torchscript", "inductor"], typer.Option(help="What the artefact is for.")
+    ] = "fx",
+    dtype: Annotated[
+        Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")
+    ] = "float32",
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a prompt, the beginning-of-text token included.")] = 16,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artefact that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Compiles the IOI logit difference of a model and writes it to a folder.
+
+    The artefact takes `tokens` [N, length] and `labels` [N, 2] (the IO and the S token), both int64, for any N,
+    and gives one logit difference a prompt. `tapeout.load(PATH)` reads it.
+    """
+
+    def say(line: str) -> None:
+        if not as_json:
+            print(line, file=sys.stderr)
+
+    checkpoint = load_checkpoint(model, progress=say)
+    circuits, info = circuit_of(checkpoint.model, source=checkpoint.source)
+    say("splitting the circuit by head and position")
+    split, _ = split_circuit(circuits, info, length)
+    say(f"compiling with {backend}")
+    compiled = compile_circuit(logit_diff_circuit(split), backend, ["tokens", "labels"], dtype)
+    say(f"writing {out}")
+    compiled.save(out, force=force)
+    cost = compiled.cost(1)
+    facts = {
+        "path": str(out),
+        "model": checkpoint.source,
+        "backend": backend,
+        "dtype": dtype,
+        "length": length,
+        "nodes_before": compiled.passes[0].nodes_before,
+        "nodes": cost.nodes,
+        "gflop_per_prompt": cost.flops / 1e9,
+        "weight_bytes": cost.weight_bytes,
+        "packed_bytes": cost.packed_bytes,
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console = Console()
+    console.print(
+        f"{out}: {facts['nodes_before']} nodes compiled to {cost.nodes}; {cost.flops / 1e9:.2f} GFLOP a prompt, "
+        f"{cost.weight_bytes / 1e6:.0f} MB of weights",
+        highlight=False,
+        soft_wrap=True,
+    )
