@@ -8,7 +8,6 @@ from tapeout.ir import Circuit, Matcher, Module
 from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
 
-
 _CALL = Matcher.regex(r"^b\d+.call$") & Module
 
 

@@ -9,7 +9,6 @@ from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
 from tapeout.passes.push import push_modules
 
-
 _CALLS = Matcher.regex(r"^[am].norm_call$") | Matcher.regex(r"^b.[am]$")
 
 
@@ -20,7 +19,7 @@ _CALLS = Matcher.regex(r"^[am].norm_call$") | Matcher.regex(r"^b.[am]$")
 )
 @dataclass(frozen=True)
 class PullUpBias(Pass):
-    """`call(x + bias)` becomes `call(x) + bias` for attention and MLP, so that the bias is a node of the residual stream."""
+    """`call(x + bias)` becomes `call(x) + bias` for attention and MLP: the bias is a node of the residual stream."""
 
     def check(self, circuit: Circuit) -> None:
         if not circuit.are_any_found(_CALLS & Module):

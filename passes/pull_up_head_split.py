@@ -11,7 +11,6 @@ from tapeout.ir.errors import PassError
 from tapeout.passes.base import Pass, register
 from tapeout.passes.push import push_modules
 
-
 _LAYER = Matcher.regex(r"^a\d+$")
 
 

@@ -108,7 +108,7 @@ class _Pusher:
         twice = [spec.symbol for spec in module.arg_specs if spec.symbol in self.bound(stack)]
         if twice:
             raise PassError(
-                f"cannot push modules through {module!r}: it binds {', '.join(map(repr, twice))}, as does one that is pushed",
+                f"cannot push modules through {module!r}: it binds what one that is pushed binds: {twice}",
                 hint="substitute the inner module first",
             )
 

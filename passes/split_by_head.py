@@ -42,7 +42,11 @@ class SplitByHead(Pass):
             )
 
     def run(self, circuit: Circuit) -> Circuit:
-        layers = {int(m.group(1)): node for node in circuit.get(Matcher.regex(r"^a\d+$")) if (m := _LAYER.fullmatch(node.name))}
+        layers = {
+            int(m.group(1)): node
+            for node in circuit.get(Matcher.regex(r"^a\d+$"))
+            if (m := _LAYER.fullmatch(node.name))
+        }
         groups = _groups(self.split, layers)
         unknown = sorted(set(groups) - set(layers))
         if unknown:
@@ -70,7 +74,8 @@ def _heads(layer: Circuit) -> Module:
     heads = layer.children[0] if isinstance(layer, Einsum) and len(layer.children) == 1 else None
     if not isinstance(heads, Module) or not heads.name.endswith(".heads"):
         raise PassError(
-            f"{layer!r} is no sum over a head axis", hint="it was split already, or its weights are not pushed down to the heads"
+            f"{layer!r} is no sum over a head axis",
+            hint="it was split already, or its weights are not pushed down to the heads",
         )
     return heads
 

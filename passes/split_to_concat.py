@@ -39,7 +39,8 @@ class SplitToConcat(Pass):
     def _split(self, node: Circuit) -> Circuit:
         if not -node.rank <= self.axis < node.rank:
             raise PassError(
-                f"cannot split {node!r} along axis {self.axis}: it has {node.rank}", hint="axes count from 0, or back from -1"
+                f"cannot split {node!r} along axis {self.axis}: it has {node.rank}",
+                hint="axes count from 0, or back from -1",
             )
         axis = self.axis % node.rank
         size = node.shape[axis]

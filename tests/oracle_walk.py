@@ -32,9 +32,7 @@ def load_benchmark(name: str) -> ModuleType:
 walk = load_benchmark("seed_walk")
 RUST = walk.rust_system()
 TAPEOUT = walk.tapeout_system()
-needs_oracle = pytest.mark.skipif(
-    RUST is None, reason="rust_circuit has wheels for CPython 3.11 on Linux only"
-)
+needs_oracle = pytest.mark.skipif(RUST is None, reason="rust_circuit has wheels for CPython 3.11 on Linux only")
 
 Description = tuple[str, str, tuple[int | str, ...], tuple[str, ...]]
 """Name, kind, shape ("?" for a size that is not a number) and the children's names of a node."""
@@ -59,7 +57,5 @@ def described(circuit: Any, renamed: Callable[[str], str] = lambda name: name) -
 def evaluate_rust(circuit: Any, tokens: torch.Tensor) -> torch.Tensor:
     """A rust_circuit's value for each row of tokens, in place of the symbol `tokens`."""
     rc = RUST.rc
-    rows = [
-        circuit.update("tokens", lambda _, row=row: rc.Array(row, name="tokens")).evaluate() for row in tokens
-    ]
+    rows = [circuit.update("tokens", lambda _, row=row: rc.Array(row, name="tokens")).evaluate() for row in tokens]
     return torch.stack(rows)

@@ -85,9 +85,7 @@ def test_gpt2_small_split_by_head_and_position(
 
 
 @needs_oracle
-def test_gpt2_small_in_rust_circuit(
-    small: Any, small_tokens: torch.Tensor, small_logits: torch.Tensor
-) -> None:
+def test_gpt2_small_in_rust_circuit(small: Any, small_tokens: torch.Tensor, small_logits: torch.Tensor) -> None:
     circuits, info = circuit_of(small)
     theirs = evaluate_rust(walk.bind_rust(RUST, circuits, info, 16, "gelu_new"), small_tokens)
     ours = evaluate(bound_circuit(small, 16), small_tokens)

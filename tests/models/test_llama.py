@@ -37,6 +37,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "heads narrower than the stream": {"head_dim": 2, "num_hidden_layers": 3},
     "tied": {"tie_word_embeddings": True},
     "long wavelengths": {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}},
+    "wavelengths under their former field": {"rope_theta": 500_000.0},
     "large epsilon": {"rms_norm_eps": 0.1},
 }
 LENGTH = 7
@@ -158,9 +159,7 @@ def test_a_key_value_head_is_one_node_for_all_its_query_heads(kv_heads: int) -> 
     model = llama(num_key_value_heads=kv_heads)
     group = 4 // kv_heads
     circuit = steps(model, LENGTH)["rename blocks"]
-    assert set(named(circuit, r"a\d+\.h\d+")) == {
-        f"a{layer}.h{head}" for layer in range(2) for head in range(4)
-    }
+    assert set(named(circuit, r"a\d+\.h\d+")) == {f"a{layer}.h{head}" for layer in range(2) for head in range(4)}
     for which, reader_name in (("k", "a.attn_scores_raw"), ("v", "a.comb_v")):
         shared = named(circuit, rf"a\d+\.kv\d+\.{which}")
         assert set(shared) == {f"a{layer}.kv{kv}.{which}" for layer in range(2) for kv in range(kv_heads)}

@@ -107,9 +107,7 @@ def test_observers_see_each_pass_as_it_ends() -> None:
 
     passes = [Rename({"sum": "total"}), Rename({"total": "all"})]
     _, records = Pipeline(passes, [observe, observe]).run(example())
-    assert [entry[:3] for entry in seen] == [("rename", "sum", "total")] * 2 + [
-        ("rename", "total", "all")
-    ] * 2
+    assert [entry[:3] for entry in seen] == [("rename", "sum", "total")] * 2 + [("rename", "total", "all")] * 2
     assert [entry[3] for entry in seen[::2]] == records
 
 
@@ -144,9 +142,7 @@ def test_the_error_keeps_its_kind() -> None:
 
 def test_printing_each_pass() -> None:
     lines: list[str] = []
-    out = Pipeline([Rename({"double": "twice"}), Rename({"no": "thing"})], [print_each(lines.append)])(
-        example()
-    )
+    out = Pipeline([Rename({"double": "twice"}), Rename({"no": "thing"})], [print_each(lines.append)])(example())
     first, second = lines
     head, _, text = first.partition("\n")
     assert head.startswith("# after rename: 4 -> 4 nodes, ")

@@ -145,12 +145,7 @@ def test_splitting_keeps_the_value(seed: int) -> None:
     circuit = random_circuit(Random(seed))
 
     def splittable(node: Circuit) -> bool:
-        return (
-            not isinstance(node, Symbol)
-            and node.rank > 0
-            and isinstance(node.shape[-1], int)
-            and node.shape[-1] > 0
-        )
+        return not isinstance(node, Symbol) and node.rank > 0 and isinstance(node.shape[-1], int) and node.shape[-1] > 0
 
     after = SplitToConcat(splittable, -1)(circuit)
     assert_same_value(after, circuit)

@@ -175,9 +175,7 @@ def test_what_is_left_of_gpt2_small(small_steps: dict[str, Any]) -> None:
 
 
 @needs_oracle
-def test_gpt2_small_ends_with_the_nodes_of_the_oracle(
-    small: tuple[Any, Any], small_steps: dict[str, Any]
-) -> None:
+def test_gpt2_small_ends_with_the_nodes_of_the_oracle(small: tuple[Any, Any], small_steps: dict[str, Any]) -> None:
     theirs = walk.bind_rust(RUST, *small, 16, "gelu_new")
     *_, (_, expected) = walk.literal_walk(RUST, theirs, walk.Sizes(12, 12, 16))
     ours = small_steps["rename positions"]

@@ -148,9 +148,7 @@ def test_running_a_pass_again_changes_nothing() -> None:
 @pytest.mark.parametrize("to", To)
 def test_nothing_is_bound_above_where_weights_were_pushed(to: To) -> None:
     circuit = PushDownWeights(to)(after(PullUpBias()))
-    holders = {
-        node.name for node in circuit.get(rc.Module) if any(isinstance(c, rc.Array) for c in node.children)
-    }
+    holders = {node.name for node in circuit.get(rc.Module) if any(isinstance(c, rc.Array) for c in node.children)}
     norms = {"a0.norm", "a1.norm", "m0.norm", "m1.norm"}
     expected = {
         To.BLOCK: {"b"},
@@ -242,9 +240,7 @@ def test_a_layer_that_was_split_before() -> None:
 
 def test_only_split_layers_are_pulled_up() -> None:
     once = after(*HEADS_PUSHED, SplitByHead({1}))
-    refused(
-        PullUpHeadSplit(frozenset({0, 1})), once, "layers [0] are not split", "split by head are layers [1]"
-    )
+    refused(PullUpHeadSplit(frozenset({0, 1})), once, "layers [0] are not split", "split by head are layers [1]")
     refused(PullUpHeadSplit(frozenset({7})), once, "layers [7]")
     refused(PullUpHeadSplit(), once, "layers [0]")
     assert PullUpHeadSplit(frozenset({1}))(once).are_any_found("b1.a.h0")
