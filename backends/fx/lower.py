@@ -96,12 +96,11 @@ class Lowering:
                 self.nodes[node] = self._lower(node)
         results = tuple(self.value(root) for root in roots)
         self.graph.output(results[0] if len(results) == 1 else results)
+        self.graph.eliminate_dead_code()
         root = torch.nn.Module()
         self.weights.register(root)
-        module = fx.GraphModule(root, self.graph, class_name="Circuit")
-        self.graph.eliminate_dead_code()
-        module.recompile()
-        self.graph.lint()
+        module = fx.GraphModule(root, self.graph, class_name="Circuit")  # takes over what the graph reads
+        module.graph.lint()
         return module.eval()
 
     def _needed(self, roots: Sequence[Circuit]) -> list[Circuit]:
@@ -563,7 +562,7 @@ def _memory_order(low: Lowering, weight: Circuit, axes: Axes, shared: list[int])
 
 
 def _tensor(low: Lowering, node: Circuit) -> torch.Tensor:
-    value = low.weights.value(node)
+    value = low.weights.copied(node)
     if value is None:
         raise LoweringError(f"the weight {node!r} is no constant", hint="kernels take constants as weights")
     return value

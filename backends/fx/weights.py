@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tapeout.ir import Array, Circuit, Index, Rearrange
-from tapeout.ir.axis_index import apply_index
+from tapeout.ir.axis_index import Picks, apply_index
 from tapeout.ir.sizes import is_concrete
 
 _WORD = re.compile(r"\W+")
@@ -44,20 +44,34 @@ class Weights:
         self.packed_bytes = 0
         self._moved: dict[tuple[Any, ...], torch.Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}
+        self._copies: dict[Circuit, torch.Tensor] = {}
 
     def value(self, node: Circuit) -> torch.Tensor | None:
         """The tensor of a constant seen through Index and Rearrange; None if the node is something else.
 
-        A constant that is repeated along the batch is something else: how often is known at run time.
+        What is no view of its array's memory is something else and computed at each call, such as picked rows. So
+        is a constant that is repeated along the batch: how often is known at run time.
         """
-        chain: list[Circuit] = []
-        while isinstance(node, Index | Rearrange) and is_concrete(node.shape):
-            chain.append(node)
-            node = node.children[0]
-        if not isinstance(node, Array):
+        array = _array_below(node)
+        if array is None or any(isinstance(each, Index) and _picks(each) for each in _chain(node)):
             return None
-        value = self._move(node.value)
-        for each in reversed(chain):
+        value = self._seen(node, array)
+        return value if _same_memory(value, self._move(array.value)) else None
+
+    def copied(self, node: Circuit) -> torch.Tensor | None:
+        """As `value`, but a tensor that is no view is copied and held; copies are counted."""
+        array = _array_below(node)
+        if array is None:
+            return None
+        if node not in self._copies:
+            value = self._copies[node] = self._seen(node, array)
+            if not _same_memory(value, self._move(array.value)):
+                self.packed_bytes += value.numel() * value.element_size()
+        return self._copies[node]
+
+    def _seen(self, node: Circuit, array: Array) -> torch.Tensor:
+        value = self._move(array.value)
+        for each in reversed(_chain(node)):
             value = apply_index(value, each.axis_indices) if isinstance(each, Index) else rearranged(each, value)
         return value
 
@@ -75,7 +89,7 @@ class Weights:
     def pack(self, value: torch.Tensor, shape: list[int]) -> torch.Tensor:
         """The tensor reshaped: a view if it can be, else a copy, which is counted."""
         out = value.reshape(shape)
-        if out.untyped_storage().data_ptr() != value.untyped_storage().data_ptr():
+        if not _same_memory(out, value):
             self.packed_bytes += out.numel() * out.element_size()
         return out
 
@@ -95,6 +109,29 @@ class Weights:
         if key not in self._moved:
             self._moved[key] = value.to(device=self.device, dtype=target)
         return self._moved[key]
+
+
+def _chain(node: Circuit) -> list[Index | Rearrange]:
+    """The Index and Rearrange nodes through which a node sees another one, from the outside in."""
+    chain: list[Index | Rearrange] = []
+    while isinstance(node, Index | Rearrange) and is_concrete(node.shape):
+        chain.append(node)
+        node = node.children[0]
+    return chain
+
+
+def _array_below(node: Circuit) -> Array | None:
+    chain = _chain(node)
+    below = chain[-1].children[0] if chain else node
+    return below if isinstance(below, Array) else None
+
+
+def _picks(node: Index) -> bool:
+    return any(isinstance(index, Picks) for index in node.axis_indices)
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def rearranged(node: Rearrange, value: torch.Tensor) -> torch.Tensor:
