@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import symbol
 from random_models import bound_circuit, evaluate, gpt2, llama, tokens_for
 
 import tapeout as rc
@@ -31,6 +32,7 @@ from tapeout.passes import (
     split_by_head,
     transformer_passes,
 )
+from tapeout.passes.push import push_modules
 
 Golden = Callable[[str, str], None]
 
@@ -294,3 +296,12 @@ def test_nothing_to_do() -> None:
 def test_the_passes_are_registered() -> None:
     assert [PASSES[each.name] for each in IN_ORDER] == [type(each) for each in IN_ORDER]
     assert all(each.kind == "preserving" for each in IN_ORDER)
+
+
+def test_a_call_that_binds_what_a_pushed_one_binds() -> None:
+    """Through such a call nothing can be pushed: its body would mean another symbol."""
+    x = symbol(1, (2,), "x")
+    kept = rc.module_new_bind(rc.Add(x, name="body"), (x, rc.Add(x, name="outer x")), name="kept")
+    pushed = rc.module_new_bind(rc.Add(kept, x, name="sum"), (x, rc.Array(torch.ones(2), "one")), name="pushed")
+    with pytest.raises(PassError, match=r"through <kept .*: it binds .*<x \[2\] Symbol>"):
+        push_modules(pushed, rc.Matcher("pushed"), rc.Matcher(False), lambda name, _: name)
