@@ -77,7 +77,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Compiled
         ) from error
     try:
         return _compiled(folder, manifest, _device(manifest, device))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(
             f"{folder / MANIFEST} does not say what it must: {error!r}", hint="compile the circuit and save it again"
         ) from error

@@ -24,11 +24,15 @@ class TorchScriptExecutable:
 
     Attributes:
         script: what runs.
+        device: where it runs.
         module: the fx module that it was made of; None if it was loaded.
     """
 
-    def __init__(self, script: torch.jit.ScriptModule, module: fx.GraphModule | None = None) -> None:
+    def __init__(
+        self, script: torch.jit.ScriptModule, device: torch.device, module: fx.GraphModule | None = None
+    ) -> None:
         self.script = script
+        self.device = device
         self.module = module
 
     @property
@@ -40,19 +44,21 @@ class TorchScriptExecutable:
             return self.script(*values)
 
     def to(self, device: torch.device) -> TorchScriptExecutable:
-        """The same on another device.
+        """The same on another device, scripted anew.
 
         Raises:
             UnsupportedError: if it was loaded: a frozen module holds its weights as constants.
         """
         from copy import deepcopy
 
+        if device == self.device:
+            return self
         if self.module is None:
             raise UnsupportedError(
                 f"a TorchScript module that was loaded cannot move to {device}",
                 hint="compile the circuit for that device, or load with backend fx",
             )
-        return scripted(deepcopy(self.module).to(device))
+        return scripted(deepcopy(self.module).to(device), device)
 
     def save(self, path: Path) -> None:
         """Writes the module: `torch.jit.load` reads it, without tapeout."""
@@ -73,10 +79,10 @@ def build(
         LoweringError: if TorchScript refuses the fx module.
     """
     module, weights = lower(roots, inputs, origins, dtype, device)
-    return scripted(module), weights.packed_bytes
+    return scripted(module, device), weights.packed_bytes
 
 
-def scripted(module: fx.GraphModule) -> TorchScriptExecutable:
+def scripted(module: fx.GraphModule, device: torch.device) -> TorchScriptExecutable:
     """The module scripted and frozen.
 
     Raises:
@@ -91,7 +97,7 @@ def scripted(module: fx.GraphModule) -> TorchScriptExecutable:
             facts=str(error).strip().splitlines()[1:12],
             hint="use backend='fx' or 'inductor', and report it with the circuit's text",
         ) from error
-    return TorchScriptExecutable(script, module)
+    return TorchScriptExecutable(script, device, module)
 
 
 def load(path: Path, device: torch.device) -> TorchScriptExecutable:
@@ -102,7 +108,7 @@ def load(path: Path, device: torch.device) -> TorchScriptExecutable:
     """
     try:
         with without_known_warnings():
-            return TorchScriptExecutable(torch.jit.load(str(path), map_location=device))
+            return TorchScriptExecutable(torch.jit.load(str(path), map_location=device), device)
     except (RuntimeError, ValueError, OSError) as error:
         raise ArtefactError(
             f"{path} is no TorchScript module: {str(error).strip().splitlines()[0]}", hint="save it again"
