@@ -7,7 +7,7 @@ experiments in `tapeout.tasks`.
 
 from importlib.metadata import PackageNotFoundError, version
 
-import tapeout.backends.reference  # says how circuits are evaluated
+import tapeout.backends.reference  # noqa: F401 (says how circuits are evaluated)
 from tapeout.compiler import Compiled, compile, compile_many, evaluate_many, load, values
 from tapeout.ir import *  # noqa: F403
 from tapeout.ir import __all__ as _ir_names
@@ -41,7 +41,7 @@ try:
 except PackageNotFoundError:  # a checkout on the path, not installed
     __version__ = "0+unknown"
 
-__all__ = [  # noqa: PLE0604 (names of the IR)
+__all__ = [
     *_ir_names,
     "ArtefactError",
     "Compiled",

@@ -51,7 +51,9 @@ def bench(
 def _setting(name: str, n: int) -> Setting:
     checkpoint = load_checkpoint(name)
     if checkpoint.tokenizer is None:
-        raise ModelError(f"{name} has no tokenizer, and IOI prompts are made of text", hint="use a checkpoint that has one")
+        raise ModelError(
+            f"{name} has no tokenizer, and IOI prompts are made of text", hint="use a checkpoint that has one"
+        )
     data = IOIDataset("mixed", n, tokenizer=checkpoint.tokenizer, nb_templates=1)
     circuits, info = circuit_of(checkpoint.model)
     split, _ = split_circuit(circuits, info, data.max_len)

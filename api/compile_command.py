@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from tapeout.compiler import compile as compile_circuit
+from tapeout.ir.errors import ArtefactError
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
@@ -19,12 +20,8 @@ from tapeout.tasks.ioi.circuit import logit_diff_circuit
 def compile(
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, unless --force.")],
     model: Annotated[str, typer.Option(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
-    backend: Annotated[
-        Literal["fx", "torchscript", "inductor"], typer.Option(help="What the artefact is for.")
-    ] = "fx",
-    dtype: Annotated[
-        Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")
-    ] = "float32",
+    backend: Annotated[Literal["fx", "torchscript", "inductor"], typer.Option(help="What the artefact is for.")] = "fx",
+    dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")] = "float32",
     length: Annotated[int, typer.Option(min=1, help="Tokens of a prompt, the beginning-of-text token included.")] = 16,
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -39,6 +36,8 @@ def compile(
         if not as_json:
             print(line, file=sys.stderr)
 
+    if out.exists() and not force:
+        raise ArtefactError(f"{out} exists", hint="give another name, or --force to replace it")
     checkpoint = load_checkpoint(model, progress=say)
     circuits, info = circuit_of(checkpoint.model, source=checkpoint.source)
     say("splitting the circuit by head and position")

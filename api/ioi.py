@@ -36,9 +36,7 @@ def ioi(
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts.")] = 100,
     prompt_type: Annotated[
         Literal["mixed", "ABBA", "BABA"],
-        typer.Option(
-            help="Which name comes first: the indirect object (ABBA), the subject (BABA), or in turn."
-        ),
+        typer.Option(help="Which name comes first: the indirect object (ABBA), the subject (BABA), or in turn."),
     ] = "mixed",
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     backend: Annotated[
@@ -99,9 +97,7 @@ def _progress(quiet: bool) -> Iterator[Notify]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
-    ) as progress:
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("starting", total=None)
 
         def notify(what: str, done: int, total: int) -> None:
@@ -116,9 +112,7 @@ def _print_result(result: IOIResult, console: Console) -> None:
 
     passes = Table("pass", "nodes before", "nodes after", "seconds", title=f"{escape(result.model)}: passes")
     for record in result.passes:
-        passes.add_row(
-            record.name, str(record.nodes_before), str(record.nodes_after), f"{record.seconds:.3f}"
-        )
+        passes.add_row(record.name, str(record.nodes_before), str(record.nodes_after), f"{record.seconds:.3f}")
     for column in passes.columns[1:]:
         column.justify = "right"
     console.print(passes)

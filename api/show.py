@@ -14,9 +14,7 @@ from tapeout.ir.errors import MatchError
 
 def show(
     path: Annotated[Path, typer.Argument(help="A folder that Circuit.save wrote.")],
-    depth: Annotated[
-        int, typer.Option(help="How many levels below the top to print; -1 for all of them.")
-    ] = 3,
+    depth: Annotated[int, typer.Option(help="How many levels below the top to print; -1 for all of them.")] = 3,
     types: Annotated[bool, typer.Option("--types", help="Print the dtype of every node.")] = False,
     names: Annotated[
         str | None, typer.Option(help="Print only the nodes whose names this regular expression finds.")

@@ -74,7 +74,9 @@ def setting(name: str) -> Setting:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help="gpt2-small (random weights) or what load_circuit takes; both by default")
+    parser.add_argument(
+        "--model", action="append", help="gpt2-small (random weights) or what load_circuit takes; both by default"
+    )
     parser.add_argument("--backend", action="append", help="fx, inductor or torchscript; fx and inductor by default")
     parser.add_argument("--dtype", action="append", help="float32 and bfloat16 by default")
     parser.add_argument("--repeat", type=int, default=7, help="rounds; medians are reported")

@@ -1,9 +1,9 @@
 """Settings from the environment, read here and nowhere else.
 
-    TAPEOUT_DEBUG   comma-separated: passes (what ran), rules (which fired), verify (compare values after each
-                    pass), time (seconds of each)
-    TAPEOUT_DUMP    a folder: the circuit after each pass is written there as numbered text files
-    TAPEOUT_SKIP    comma-separated names of execution passes to leave out
+TAPEOUT_DEBUG   comma-separated: passes (what ran), rules (which fired), verify (compare values after each
+                pass), time (seconds of each)
+TAPEOUT_DUMP    a folder: the circuit after each pass is written there as numbered text files
+TAPEOUT_SKIP    comma-separated names of execution passes to leave out
 """
 
 from __future__ import annotations

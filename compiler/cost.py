@@ -49,7 +49,8 @@ class Cost:
         return Cost(
             flops=sum(_flops(node, batch) for node in working),
             bytes_moved=sum(
-                _bytes(node, batch, width) + sum(_bytes(child, batch, width) for child in set(node.children)) for node in working
+                _bytes(node, batch, width) + sum(_bytes(child, batch, width) for child in set(node.children))
+                for node in working
             ),
             weight_bytes=_weight_bytes(order, dtype),
             packed_bytes=packed_bytes,
@@ -85,14 +86,18 @@ def _flops(node: Circuit, batch: int) -> int:
     if isinstance(node, GeneralFunction) and isinstance(node.spec, Linear):
         return _product_flops(node.children[:2], (node.spec.x_axes, node.spec.weight_axes), batch)
     if isinstance(node, GeneralFunction) and isinstance(node.spec, Attention):
-        q, k, v = node.children[:3]
+        q, k = node.children[:2]
         keys = size_of(k.shape[-2], batch)
         return 2 * elements(q, batch) * keys + 2 * elements(node, batch) * keys
     return elements(node, batch)
 
 
 def _product_flops(children: Sequence[Circuit], axes: Sequence[tuple[int, ...]], batch: int) -> int:
-    sizes = {axis: size_of(size, batch) for child, own in zip(children, axes, strict=True) for axis, size in zip(own, child.shape, strict=True)}
+    sizes = {
+        axis: size_of(size, batch)
+        for child, own in zip(children, axes, strict=True)
+        for axis, size in zip(own, child.shape, strict=True)
+    }
     out = 1
     for size in sizes.values():
         out *= size

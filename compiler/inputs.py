@@ -8,7 +8,7 @@ from uuid import UUID, uuid5
 
 import torch
 
-from tapeout.ir import Array, Circuit, DiscreteVar, GeneralFunction, Matcher, Symbol, postorder
+from tapeout.ir import Array, Circuit, DiscreteVar, GeneralFunction, Matcher, Symbol, TorchDeviceDtypeOp, postorder
 from tapeout.ir.dtypes import dtype_name
 from tapeout.ir.errors import DataError, MatchError, ModuleBindingError, ShapeError, TypeMismatchError
 from tapeout.ir.functions import GenIndex
@@ -56,6 +56,10 @@ def find_inputs(
     """
     nodes = [_input_node(roots, name) for name in names]
     roots = list(roots)
+    constants = next(
+        (node.torch_dtype for node in postorder(*roots) if isinstance(node, Array) and node.value.is_floating_point()),
+        dtype,
+    )
     inputs = []
     for name, node in zip(names, nodes, strict=True):
         label = name if isinstance(name, str) else node.name
@@ -66,11 +70,20 @@ def find_inputs(
         if kind.is_floating_point:
             kind = dtype
         symbol = Symbol(node.shape, uuid5(_NAMESPACE, label), label, kind)
-        roots = [root.update(Matcher.circuits(node), lambda _, new=symbol: new) for root in roots]  # type: ignore[misc]
+        new = _as_read(symbol, node.torch_dtype or constants)
+        roots = [root.update(Matcher.circuits(node), lambda _, new=new: new) for root in roots]  # type: ignore[misc]
         batched = Symbol((BATCH, *node.shape), uuid5(_NAMESPACE, f"{label} batched"), label, kind)
         inputs.append(Input(label, symbol, batched, limit))
     _check_all_bound(roots, inputs)
     return roots, inputs
+
+
+def _as_read(symbol: Symbol, dtype: torch.dtype | None) -> Circuit:
+    """The symbol in the dtype of the nodes beside it: all floating values are computed in one, whatever theirs is."""
+    kind = symbol.torch_dtype
+    if dtype is None or kind is None or dtype is kind or not (kind.is_floating_point and dtype.is_floating_point):
+        return symbol
+    return GeneralFunction.new_cast(symbol, output=TorchDeviceDtypeOp(dtype=dtype), name=None)
 
 
 def _input_node(roots: Sequence[Circuit], name: str | Circuit) -> Circuit:
@@ -114,7 +127,9 @@ def _check_all_bound(roots: Sequence[Circuit], inputs: Sequence[Input]) -> None:
         )
 
 
-def check_values(inputs: Sequence[Input], values: Mapping[str, torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+def check_values(
+    inputs: Sequence[Input], values: Mapping[str, torch.Tensor], device: torch.device
+) -> list[torch.Tensor]:
     """The values in the order of the inputs.
 
     Raises:
@@ -126,7 +141,8 @@ def check_values(inputs: Sequence[Input], values: Mapping[str, torch.Tensor], de
         missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
         parts = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(unknown)}"] * bool(unknown)
         raise ModuleBindingError(
-            f"wrong inputs: {'; '.join(parts)}", hint=f"the inputs are {', '.join(each.name for each in inputs) or 'none'}"
+            f"wrong inputs: {'; '.join(parts)}",
+            hint=f"the inputs are {', '.join(each.name for each in inputs) or 'none'}",
         )
     rows: int | None = None
     for each in inputs:

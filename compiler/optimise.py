@@ -147,7 +147,8 @@ class _Onlooker:
                 raise PassError(
                     f"pass {name!r} changed the value of circuit {number} by {error:.3g}",
                     facts=[f"shapes {list(left.shape)} and {list(right.shape)}"],
-                    hint=f"leave it out with TAPEOUT_SKIP={name}, and report it with the circuits that TAPEOUT_DUMP writes",
+                    hint=f"leave it out with TAPEOUT_SKIP={name}, and report it with the circuits that "
+                    "TAPEOUT_DUMP writes",
                 )
 
 

@@ -130,12 +130,8 @@ def logit_difference(logits: rc.Circuit) -> rc.Add:
 def evaluate_pairs(circuit: rc.Circuit, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The logit difference of each row: tokens and labels are variables of one group, sampled together."""
     group = rc.DiscreteVar.uniform_probs_and_group(len(tokens))
-    circuit = circuit.update(
-        "labels", lambda _: rc.DiscreteVar(rc.Array(labels, name="labels"), probs_and_group=group)
-    )
-    circuit = circuit.update(
-        "tokens", lambda _: rc.DiscreteVar(rc.Array(tokens, name="tokens"), probs_and_group=group)
-    )
+    circuit = circuit.update("labels", lambda _: rc.DiscreteVar(rc.Array(labels, name="labels"), probs_and_group=group))
+    circuit = circuit.update("tokens", lambda _: rc.DiscreteVar(rc.Array(tokens, name="tokens"), probs_and_group=group))
     return rc.Sampler(rc.RunDiscreteVarAllSpec([group])).sample(circuit).evaluate()
 
 
@@ -192,9 +188,7 @@ def main(model: str = "smollm2-135m", count: int = 100) -> torch.Tensor:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "model", nargs="?", default="smollm2-135m", help="a directory, a hub id or smollm2-135m"
-    )
+    parser.add_argument("model", nargs="?", default="smollm2-135m", help="a directory, a hub id or smollm2-135m")
     parser.add_argument("-n", "--prompts", type=int, default=100, help="number of prompts")
     arguments = parser.parse_args()
     main(arguments.model, arguments.prompts)

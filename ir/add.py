@@ -38,15 +38,12 @@ class Add(Circuit):
         return Add(positive, negated, name=name)
 
     @staticmethod
-    def from_weighted_nodes(
-        *args: tuple[Circuit, float], use_1_weights: bool = False, name: str | None = None
-    ) -> Add:
+    def from_weighted_nodes(*args: tuple[Circuit, float], use_1_weights: bool = False, name: str | None = None) -> Add:
         """The sum of `weight * node`; a weight of 1 is left out unless `use_1_weights`."""
         from tapeout.ir.einsum import Einsum
 
         terms = [
-            node if weight == 1.0 and not use_1_weights else Einsum.scalar_mul(node, weight)
-            for node, weight in args
+            node if weight == 1.0 and not use_1_weights else Einsum.scalar_mul(node, weight) for node, weight in args
         ]
         return Add(*terms, name=name)
 
@@ -102,9 +99,11 @@ def broadcast_shapes(node: Circuit) -> Shape:
                 size = other if size == 1 else unifier.unify(size, other)
             except SizeMismatch:
                 raise ShapeError(
-                    f"the children of {node.kind} {node.name!r} do not broadcast: sizes {size} and {other} at axis -{position}",
+                    f"the children of {node.kind} {node.name!r} do not broadcast: sizes {size} and {other} "
+                    f"at axis -{position}",
                     facts=[f"{child!r}" for child in node.children],
-                    hint=f"shapes are aligned on the right ({' and '.join(map(format_shape, shapes))}) and only size 1 expands; "
+                    hint=f"shapes are aligned on the right ({' and '.join(map(format_shape, shapes))}) "
+                    "and only size 1 expands; "
                     "unsqueeze or rearrange a child first",
                 ) from None
         out.append(size)

@@ -30,11 +30,10 @@ def gained(node: Circuit, children: tuple[Circuit, ...]) -> Batch:
     ranks = tuple(new.rank - old.rank for new, old in zip(children, node.children, strict=True))
     shapes = [child.shape[:extra] for child, extra in zip(children, ranks, strict=True) if extra > 0]
     if min(ranks) < 0:
-        child, old = next(
-            (c, o) for c, o, extra in zip(children, node.children, ranks, strict=True) if extra < 0
-        )
+        child, old = next((c, o) for c, o, extra in zip(children, node.children, ranks, strict=True) if extra < 0)
         raise ShapeError(
-            f"cannot expand {node!r}: its child {old!r} was replaced by one of smaller rank {format_shape(child.shape)}",
+            f"cannot expand {node!r}: its child {old!r} was replaced by one of smaller rank "
+            f"{format_shape(child.shape)}",
             hint="an expansion adds leading axes; to remove axes, build the node anew",
         )
     return Batch(align_batch(repr(node), shapes), ranks)

@@ -32,7 +32,5 @@ def _over(node: Circuit, memo: dict[Circuit, Circuit]) -> Circuit:
 
     children = tuple(memo[child] for child in node.children)
     if isinstance(node, Module):
-        return node.with_mapped_children(
-            children, [memo.get(spec.symbol, spec.symbol) for spec in node.arg_specs]
-        )
+        return node.with_mapped_children(children, [memo.get(spec.symbol, spec.symbol) for spec in node.arg_specs])
     return node.with_children(children)

@@ -40,9 +40,7 @@ class _Variety:
         self.attributes = attributes
 
 
-_varieties: weakref.WeakValueDictionary[tuple[type, tuple[Any, ...]], _Variety] = (
-    weakref.WeakValueDictionary()
-)
+_varieties: weakref.WeakValueDictionary[tuple[type, tuple[Any, ...]], _Variety] = weakref.WeakValueDictionary()
 
 
 def _variety(kind: type, attributes: tuple[Any, ...]) -> _Variety:
@@ -77,8 +75,8 @@ class Circuit(CircuitMethods):
     __slots__ = (
         "__weakref__",
         "_free",
-        "_memo",
         "_labels",
+        "_memo",
         "_variety",
         "attributes",
         "children",
@@ -109,9 +107,7 @@ class Circuit(CircuitMethods):
         return cls._intern(_variety(cls, attributes), children, name, None)
 
     @classmethod
-    def _intern(
-        cls, variety: _Variety, children: tuple[Circuit, ...], name: str | None, like: Circuit | None
-    ) -> Self:
+    def _intern(cls, variety: _Variety, children: tuple[Circuit, ...], name: str | None, like: Circuit | None) -> Self:
         """The node with these parts; its types are those of `like` where the children's types are the same."""
         key = (id(variety), name, *map(id, children))
         reference = _nodes.get(key)
@@ -277,12 +273,12 @@ class Circuit(CircuitMethods):
 
 def _same_types(new: tuple[Circuit, ...], old: tuple[Circuit, ...]) -> bool:
     # Lists compare by identity first, and rebuilt nodes share their shape objects: this is fast.
-    return [c.shape for c in new] == [c.shape for c in old] and [c.torch_dtype for c in new] == [c.torch_dtype for c in old]
+    return [c.shape for c in new] == [c.shape for c in old] and [c.torch_dtype for c in new] == [
+        c.torch_dtype for c in old
+    ]
 
 
-def auto_name(
-    name: Any, children: Iterable[Circuit], make: str | None = None, joiner: str = ""
-) -> str | None:
+def auto_name(name: Any, children: Iterable[Circuit], make: str | None = None, joiner: str = "") -> str | None:
     """The name given, or one from the children's: joined by `joiner`, or put for `{}` in `make`.
 
     A child without a name leaves the result without one.

@@ -42,9 +42,7 @@ class Concat(Circuit):
     def stack(*args: Circuit, axis: int, name: str | None = _AUTONAME) -> Concat:
         """Joins nodes along a new axis."""
         rank = args[0].rank + 1 if args else 1
-        return Concat(
-            *(node.unsqueeze(axis % rank, name=node.op_name) for node in args), axis=axis, name=name
-        )
+        return Concat(*(node.unsqueeze(axis % rank, name=node.op_name) for node in args), axis=axis, name=name)
 
     @property
     def axis(self) -> int:
@@ -65,7 +63,8 @@ class Concat(Circuit):
                     sizes[i] = add(sizes[i], size) if i == axis else unifier.unify(sizes[i], size)
             except SizeMismatch:
                 raise ShapeError(
-                    f"Concat {self.name!r} along axis {axis}: {format_shape(first.shape)} and {format_shape(child.shape)} do not fit",
+                    f"Concat {self.name!r} along axis {axis}: {format_shape(first.shape)} and "
+                    f"{format_shape(child.shape)} do not fit",
                     facts=[f"{first!r}", f"{child!r}"],
                     hint="ranks and all sizes but the one at the axis must be equal",
                 ) from None
@@ -74,8 +73,7 @@ class Concat(Circuit):
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         batch = gained(self, children)
         full = tuple(
-            repeat_to_batch(child, extra, batch.shape)
-            for child, extra in zip(children, batch.ranks, strict=True)
+            repeat_to_batch(child, extra, batch.shape) for child, extra in zip(children, batch.ranks, strict=True)
         )
         return self._make((self.axis + len(batch.shape),), full, self.op_name)
 

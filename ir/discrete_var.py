@@ -77,7 +77,8 @@ class DiscreteVar(Circuit):
             Unifier().unify(values.shape[0], group.shape[0])
         except SizeMismatch:
             raise ShapeError(
-                f"DiscreteVar {self.name!r}: values {format_shape(values.shape)} and probabilities {format_shape(group.shape)} do not fit",
+                f"DiscreteVar {self.name!r}: values {format_shape(values.shape)} and probabilities "
+                f"{format_shape(group.shape)} do not fit",
                 hint="probabilities have one axis, of the size of the values' axis 0",
             ) from None
         return values.shape[1:], values.torch_dtype

@@ -24,7 +24,8 @@ def join_dtypes(node: Circuit, children: Sequence[Circuit]) -> torch.dtype | Non
             continue
         if out is not None:
             raise TypeMismatchError(
-                f"the children of {node.kind} {node.name!r} have different dtypes: {dtype_name(out)} and {dtype_name(dtype)}",
+                f"the children of {node.kind} {node.name!r} have different dtypes: {dtype_name(out)} and "
+                f"{dtype_name(dtype)}",
                 facts=[f"{each!r}: {each.dtype or 'undetermined'}" for each in children],
                 hint="dtypes never mix: cast the constants (cast_circuit) or insert GeneralFunction.new_cast",
             )

@@ -43,9 +43,7 @@ class Einsum(Circuit):
         return cls._build(nodes, tuple(tuple(axes) for _, axes in args), tuple(out_axes), name)
 
     @classmethod
-    def _build(
-        cls, nodes: tuple[Circuit, ...], in_axes: tuple[Axes, ...], out_axes: Axes, name: str | None
-    ) -> Einsum:
+    def _build(cls, nodes: tuple[Circuit, ...], in_axes: tuple[Axes, ...], out_axes: Axes, name: str | None) -> Einsum:
         return cls._make((in_axes, out_axes), nodes, auto_name(name, nodes, joiner=" * "))
 
     @staticmethod
@@ -59,9 +57,7 @@ class Einsum(Circuit):
         left, arrow, right = string.replace(" ", "").partition("->")
         operands = left.split(",") if left or nodes else []
         if not arrow or not all(part.isalpha() or part == "" for part in [*operands, right]):
-            raise ParseError(
-                f"not an einsum: {string!r}", hint='write one letter an axis, such as "qd,cd->qc"'
-            )
+            raise ParseError(f"not an einsum: {string!r}", hint='write one letter an axis, such as "qd,cd->qc"')
         if len(operands) != len(nodes):
             raise ParseError(
                 f"the einsum {string!r} has {len(operands)} operands, but {len(nodes)} nodes were given",
@@ -105,10 +101,7 @@ class Einsum(Circuit):
         full = {i for node in nodes for i, size in enumerate(node.shape, rank - node.rank) if size != 1}
         fresh = count(rank)
         axes = tuple(
-            tuple(
-                next(fresh) if size == 1 and i in full else i
-                for i, size in enumerate(node.shape, rank - node.rank)
-            )
+            tuple(next(fresh) if size == 1 and i in full else i for i, size in enumerate(node.shape, rank - node.rank))
             for node in nodes
         )
         return Einsum._build(nodes, axes, tuple(range(rank)), name)
@@ -157,9 +150,7 @@ class Einsum(Circuit):
         """An integer that no axis has."""
         return max((axis for axes in (*self.in_axes, self.out_axes) for axis in axes), default=-1) + 1
 
-    def evolve(
-        self, args: Iterable[tuple[Circuit, Axes]] | None = None, out_axes: Axes | None = None
-    ) -> Einsum:
+    def evolve(self, args: Iterable[tuple[Circuit, Axes]] | None = None, out_axes: Axes | None = None) -> Einsum:
         """The same einsum with other operands or other output axes, under the same name."""
         return Einsum(
             *(self.args if args is None else args),
@@ -210,9 +201,7 @@ class Einsum(Circuit):
         batch = gained(self, children)
         start = self.next_axis()
         new = tuple(range(start, start + len(batch.shape)))
-        in_axes = tuple(
-            new[len(new) - extra :] + axes for extra, axes in zip(batch.ranks, self.in_axes, strict=True)
-        )
+        in_axes = tuple(new[len(new) - extra :] + axes for extra, axes in zip(batch.ranks, self.in_axes, strict=True))
         return self._make((in_axes, new + self.out_axes), children, self.op_name)
 
     def push_index(self, index: AxisIndices) -> Pushed:
@@ -220,12 +209,8 @@ class Einsum(Circuit):
         once = [self.out_axes.count(axis) == 1 for axis in self.out_axes]
         taken = tuple(entry if ok else FULL for entry, ok in zip(index, once, strict=True))
         entries = dict(zip(self.out_axes, taken, strict=True))
-        reads = tuple(
-            (child, tuple(entries.get(axis, FULL) for axis in axes)) for child, axes in self.args
-        )
-        in_axes = tuple(
-            without_integers(axes, part) for axes, (_, part) in zip(self.in_axes, reads, strict=True)
-        )
+        reads = tuple((child, tuple(entries.get(axis, FULL) for axis in axes)) for child, axes in self.args)
+        in_axes = tuple(without_integers(axes, part) for axes, (_, part) in zip(self.in_axes, reads, strict=True))
         attributes = (in_axes, without_integers(self.out_axes, taken))
         return Pushed(taken, reads, lambda children: self._make(attributes, children, self.op_name))
 

@@ -84,11 +84,7 @@ def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Binding
     New batch axes of both are the same axes. They come in front of those that the module has already.
     """
     body, bound = module.children[0], {spec.symbol for spec in module.arg_specs}
-    inside = {
-        symbol: node
-        for symbol, node in bindings.items()
-        if symbol in body.free_symbols and symbol not in bound
-    }
+    inside = {symbol: node for symbol, node in bindings.items() if symbol in body.free_symbols and symbol not in bound}
     if not capture:
         _check_capture(module, inside, bound)
     extras = [new.rank - old.rank for new, old in zip(nodes, module.nodes, strict=True)]
@@ -125,9 +121,7 @@ def expand_call(module: Module, children: tuple[Circuit, ...]) -> Circuit:
             f"cannot expand {module!r} over a body that gained axes, {body!r}",
             hint="replace the nodes inside the body with replace_nodes",
         )
-    return _expand_module(
-        module.with_children((body, *module.nodes)).cast_module(), tuple(nodes), {}, capture=False
-    )
+    return _expand_module(module.with_children((body, *module.nodes)).cast_module(), tuple(nodes), {}, capture=False)
 
 
 def _batch_stays_in_front(module: Module, extras: Sequence[int]) -> bool:
@@ -173,8 +167,7 @@ def _check_capture(module: Module, inside: Bindings, bound: Set[Symbol]) -> None
         captured = node.free_symbols & bound
         if captured:
             raise ModuleBindingError(
-                f"replacing {symbol!r} inside module {module.name!r} would capture "
-                + ", ".join(map(repr, captured)),
+                f"replacing {symbol!r} inside module {module.name!r} would capture " + ", ".join(map(repr, captured)),
                 facts=[f"the replacement is {node!r}"],
                 hint="give the replacement's symbol another uuid, or substitute the module first",
             )
@@ -201,9 +194,7 @@ def replace_nodes(circuit: Circuit, replace: Callable[[Circuit], Circuit | None]
             _check_bound(node, places)
         if node not in memo:
             memo[node] = node.with_children(tuple(memo[child] for child in node.children))
-    return substitute_symbols(
-        memo[circuit], {places[node]: new for node, new in replaced.items()}, capture=True
-    )
+    return substitute_symbols(memo[circuit], {places[node]: new for node, new in replaced.items()}, capture=True)
 
 
 def _check_bound(module: Module, replaced: Collection[Circuit]) -> None:

@@ -205,9 +205,7 @@ class GenIndex:
     @property
     def name(self) -> str:
         flags = (
-            ("_batch_x" * self.batch_x)
-            + ("_no_batch_index" * (not self.batch_index))
-            + ("_c" * self.check_index_ints)
+            ("_batch_x" * self.batch_x) + ("_no_batch_index" * (not self.batch_index)) + ("_c" * self.check_index_ints)
         )
         return f"gen_index_at_{self.index_dim}{flags}"
 
@@ -246,12 +244,11 @@ class GenIndex:
             return index.shape + x.shape[:axis] + x.shape[axis + 1 :], x.torch_dtype
         unifier = Unifier()
         try:
-            batch = tuple(
-                unifier.unify(left, right) for left, right in zip(x.shape, index.shape, strict=False)
-            )
+            batch = tuple(unifier.unify(left, right) for left, right in zip(x.shape, index.shape, strict=False))
         except SizeMismatch:
             raise ShapeError(
-                f"{self.name}: x {format_shape(x.shape)} does not begin with the index's shape {format_shape(index.shape)}",
+                f"{self.name}: x {format_shape(x.shape)} does not begin with the index's shape "
+                f"{format_shape(index.shape)}",
                 facts=[repr(x), repr(index)],
                 hint="with batch_x and batch_index the index's shape is the batch shape of both",
             ) from None

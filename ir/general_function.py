@@ -84,9 +84,7 @@ class GeneralFunction(Circuit):
             ShapeError: if the shapes do not fit.
             TypeMismatchError: if the index is not int64.
         """
-        return GeneralFunction(
-            x, index, spec=GenIndex(index_dim, batch_x, batch_index, check_index_ints), name=name
-        )
+        return GeneralFunction(x, index, spec=GenIndex(index_dim, batch_x, batch_index, check_index_ints), name=name)
 
     @staticmethod
     def new_cast(

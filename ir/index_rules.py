@@ -55,8 +55,7 @@ def canonical(index: Iterable[AxisIndex], shape: Shape) -> AxisIndices:
     tensor picks neighbours in order.
     """
     return tuple(
-        entry if entry == FULL else _canonical_entry(entry, size)
-        for entry, size in zip(index, shape, strict=True)
+        entry if entry == FULL else _canonical_entry(entry, size) for entry, size in zip(index, shape, strict=True)
     )
 
 

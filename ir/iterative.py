@@ -85,10 +85,9 @@ class _Chains:
             matched, following = head.step(node)
             if following is not None:
                 below.append((following, tuple(tail)))
-            if matched and tail:
-                if (rest := tuple(tail)) not in seen:
-                    seen.add(rest)
-                    todo.append(rest)
+            if matched and tail and (rest := tuple(tail)) not in seen:
+                seen.add(rest)
+                todo.append(rest)
             found = found or (matched and not tail)
         return found, _per_child(node, below)
 
@@ -115,9 +114,7 @@ class _AnyOf:
 
     def step(self, node: Circuit) -> tuple[bool, Next]:
         results = [state.step(node) for state in self.states]
-        return any(found for found, _ in results), _combine(
-            node, [n for _, n in results], _AnyOf, drop_ended=True
-        )
+        return any(found for found, _ in results), _combine(node, [n for _, n in results], _AnyOf, drop_ended=True)
 
     def possible(self, can: Possible) -> bool:
         return any(state.possible(can) for state in self.states)
@@ -129,17 +126,13 @@ class _AllOf:
 
     def step(self, node: Circuit) -> tuple[bool, Next]:
         results = [state.step(node) for state in self.states]
-        return all(found for found, _ in results), _combine(
-            node, [n for _, n in results], _AllOf, drop_ended=False
-        )
+        return all(found for found, _ in results), _combine(node, [n for _, n in results], _AllOf, drop_ended=False)
 
     def possible(self, can: Possible) -> bool:
         return all(state.possible(can) for state in self.states)
 
 
-def _combine(
-    node: Circuit, nexts: list[Next], make: Callable[[tuple[State, ...]], State], drop_ended: bool
-) -> Next:
+def _combine(node: Circuit, nexts: list[Next], make: Callable[[tuple[State, ...]], State], drop_ended: bool) -> Next:
     def join(states: list[State | None]) -> State | None:
         alive = tuple(state for state in states if state is not None)
         return make(alive) if alive and (drop_ended or len(alive) == len(states)) else None
@@ -192,9 +185,7 @@ class IterativeMatcher:
     def __init__(self, *inps: IterativeMatcherIn) -> None:
         iterative = [inp for inp in inps if isinstance(inp, IterativeMatcher)]
         plain = [inp for inp in inps if not isinstance(inp, IterativeMatcher)]
-        states = [inp.state for inp in iterative] + (
-            [_Everywhere(Matcher(*plain))] if plain or not inps else []
-        )
+        states = [inp.state for inp in iterative] + ([_Everywhere(Matcher(*plain))] if plain or not inps else [])
         self.state = states[0] if len(states) == 1 else _AnyOf(tuple(states))
 
     @classmethod
@@ -271,9 +262,7 @@ class IterativeMatcher:
                 hint="start_depth is inclusive, end_depth exclusive",
             )
         early = None if term_early_at is False else Matcher(term_early_at)
-        return IterativeMatcher._new(
-            _Filtered(self.state, start_depth or 0, end_depth, early, term_if_matches)
-        )
+        return IterativeMatcher._new(_Filtered(self.state, start_depth or 0, end_depth, early, term_if_matches))
 
     restrict = filter
 
@@ -284,9 +273,7 @@ class IterativeMatcher:
 
     def spec_circuit_matcher(self) -> IterativeMatcher:
         """Matches the body of the modules that this matcher matches."""
-        return self._children(
-            lambda node: frozenset((0,)) if isinstance(_module(node), Module) else frozenset()
-        )
+        return self._children(lambda node: frozenset((0,)) if isinstance(_module(node), Module) else frozenset())
 
     def module_arg_matcher(self, arg_sym_matcher: MatcherIn) -> IterativeMatcher:
         """Matches those arguments of the modules matched whose symbols match `arg_sym_matcher`."""
@@ -321,9 +308,7 @@ class IterativeMatcher:
     __rand__ = __and__
 
     def __bool__(self) -> bool:
-        raise TypeMismatchError(
-            "a matcher has no truth value", hint="combine matchers with & and |, not with and / or"
-        )
+        raise TypeMismatchError("a matcher has no truth value", hint="combine matchers with & and |, not with and / or")
 
 
 def _module(node: Circuit) -> Module:

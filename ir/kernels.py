@@ -107,7 +107,7 @@ class RMSNorm:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Softmax attention: queries [..., q, c], keys [..., k, c], values [..., k, v] and perhaps a mask [q, k] of 0 and 1.
+    """Softmax attention: queries [..., q, c], keys [..., k, c], values [..., k, v], perhaps a mask [q, k] of 0 and 1.
 
     Attributes:
         scale: factor of the scores.
@@ -131,7 +131,9 @@ class Attention:
             unifier.unify(k.shape[-2], v.shape[-2])
         except (SizeMismatch, ValueError):
             shapes = ", ".join(format_shape(child.shape) for child in (q, k, v))
-            raise ShapeError(f"{self.name}: {shapes} do not fit", hint="[..., q, c], [..., k, c], [..., k, v]") from None
+            raise ShapeError(
+                f"{self.name}: {shapes} do not fit", hint="[..., q, c], [..., k, c], [..., k, v]"
+            ) from None
         return (*batch, q.shape[-2], v.shape[-1]), join_dtypes(node, node.children[:3])
 
     def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:

@@ -14,11 +14,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tapeout.ir.circuit import Circuit
-from tapeout.ir.labels import bit_of_kind, bit_of_name, names_in
 from tapeout.ir.errors import ParseError, TypeMismatchError
+from tapeout.ir.labels import bit_of_kind, bit_of_name, names_in
 
 if TYPE_CHECKING:
     from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn
+
 
 @dataclass(frozen=True, slots=True)
 class Regex:
@@ -82,9 +83,7 @@ class Matcher:
         self._accepts, self._mask, self._text = merged._accepts, merged._mask, merged._text
 
     @classmethod
-    def _new(
-        cls, accepts: Callable[[Circuit], bool], mask: Callable[[int], int | None], text: str
-    ) -> Matcher:
+    def _new(cls, accepts: Callable[[Circuit], bool], mask: Callable[[int], int | None], text: str) -> Matcher:
         out = object.__new__(cls)
         out._accepts, out._mask, out._text = accepts, mask, text
         return out
@@ -204,9 +203,7 @@ def _parse(inp: MatcherIn) -> Matcher | frozenset[str]:
     if isinstance(inp, Circuit):
         return Matcher.circuits(inp)
     if callable(inp):
-        return Matcher._new(
-            lambda node: bool(inp(node)), lambda _: None, getattr(inp, "__name__", "predicate")
-        )
+        return Matcher._new(lambda node: bool(inp(node)), lambda _: None, getattr(inp, "__name__", "predicate"))
     raise TypeMismatchError(
         f"not a matcher: {inp!r}",
         hint="a matcher is a name, a set of names, a Regex, a kind such as Module, a predicate, or another Matcher",
@@ -223,9 +220,7 @@ def _names_matcher(names: frozenset[str]) -> Matcher:
     if len(names) == 1:
         (only,) = names
         return Matcher._new(lambda node: node.op_name == only, mask, repr(only))
-    return Matcher._new(
-        lambda node: node.op_name in names, mask, "{" + ", ".join(map(repr, sorted(names))) + "}"
-    )
+    return Matcher._new(lambda node: node.op_name in names, mask, "{" + ", ".join(map(repr, sorted(names))) + "}")
 
 
 @lru_cache(maxsize=1 << 16)

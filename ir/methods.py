@@ -153,7 +153,9 @@ class CircuitMethods:
 
         node = self._self
         where = [axes] if isinstance(axes, int) else list(axes)
-        sizes = list([1] * len(where) if counts is None else [counts] * len(where) if isinstance(counts, int) else counts)
+        sizes = list(
+            [1] * len(where) if counts is None else [counts] * len(where) if isinstance(counts, int) else counts
+        )
         total = node.rank + len(where)
         if len(_axes(where, total, node)) != len(where) or len(sizes) != len(where):
             raise ShapeError(
@@ -183,9 +185,7 @@ class CircuitMethods:
         """All axes as one."""
         from tapeout.ir.rearrange import Rearrange, RearrangeSpec
 
-        return Rearrange(
-            self._self, RearrangeSpec.flatten(self._self.rank), _automatic() if name is None else name
-        )
+        return Rearrange(self._self, RearrangeSpec.flatten(self._self.rank), _automatic() if name is None else name)
 
     def unflatten(self, shape: Iterable[SizeIn], name: str | None = None) -> Rearrange:
         """The one axis as several.

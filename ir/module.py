@@ -86,9 +86,7 @@ class ModuleSpec:
     @staticmethod
     def new_free_symbols(circuit: Circuit, check_unique_arg_names: bool = True) -> ModuleSpec:
         """The spec that binds every free symbol of the circuit, in the order in which they occur."""
-        return ModuleSpec(
-            circuit, [ModuleArgSpec(s) for s in get_free_symbols(circuit)], True, check_unique_arg_names
-        )
+        return ModuleSpec(circuit, [ModuleArgSpec(s) for s in get_free_symbols(circuit)], True, check_unique_arg_names)
 
     @staticmethod
     def new_extract(
@@ -116,9 +114,7 @@ class ModuleSpec:
 
     def resize(self, shapes: Sequence[Iterable[SizeIn]]) -> ModuleSpec:
         """The spec for arguments of exactly these shapes: symbols conformed, the body expanded over batch axes."""
-        symbols = [
-            spec.symbol.conform(as_shape(shape)) for spec, shape in zip(self.arg_specs, shapes, strict=True)
-        ]
+        symbols = [spec.symbol.conform(as_shape(shape)) for spec, shape in zip(self.arg_specs, shapes, strict=True)]
         return self.with_symbols(symbols)
 
     def with_symbols(self, symbols: Sequence[Symbol]) -> ModuleSpec:
@@ -126,11 +122,7 @@ class ModuleSpec:
         return ModuleSpec(_conformed(self.circuit, self.arg_specs, tuple(symbols)), specs, False, False)
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, ModuleSpec)
-            and self.circuit is other.circuit
-            and self.arg_specs == other.arg_specs
-        )
+        return isinstance(other, ModuleSpec) and self.circuit is other.circuit and self.arg_specs == other.arg_specs
 
     def __hash__(self) -> int:
         return hash((self.circuit, self.arg_specs))
@@ -312,9 +304,7 @@ def _conform_symbol(module: Module, spec: ModuleArgSpec, node: Circuit) -> Symbo
     if symbol.shape == node.shape and symbol.torch_dtype is node.torch_dtype:
         return symbol
     if extra < 0 or (extra and not spec.batchable):
-        raise _misfit(
-            module, spec, node, "the argument has fewer axes" if extra < 0 else "the symbol is not batchable"
-        )
+        raise _misfit(module, spec, node, "the argument has fewer axes" if extra < 0 else "the symbol is not batchable")
     if symbol.torch_dtype is not None and node.torch_dtype not in (None, symbol.torch_dtype):
         raise TypeMismatchError(
             f"argument {node!r} of module {module.name!r} has dtype {node.dtype}, its symbol {symbol!r} {symbol.dtype}",
@@ -338,7 +328,8 @@ def _misfit(module: Module, spec: ModuleArgSpec, node: Circuit, why: str) -> Mod
     return ModuleBindingError(
         f"argument {node!r} of shape {format_shape(node.shape)} does not fit symbol {spec.symbol.name!r} "
         f"{format_shape(spec.symbol.shape)} of module {module.name!r}: {why}",
-        hint="an argument has the symbol's axes last, more leading (batch) axes at will, and sizes equal where the symbol's are numbers",
+        hint="an argument has the symbol's axes last, more leading (batch) axes at will, and sizes equal "
+        "where the symbol's are numbers",
     )
 
 
@@ -346,9 +337,7 @@ def _conformed(body: Circuit, arg_specs: tuple[ModuleArgSpec, ...], symbols: tup
     """The body with the symbols conformed; remembered on the body, because every layer asks the same."""
     from tapeout.ir.expand import substitute_symbols
 
-    changed = tuple(
-        (spec.symbol, new) for spec, new in zip(arg_specs, symbols, strict=True) if spec.symbol is not new
-    )
+    changed = tuple((spec.symbol, new) for spec, new in zip(arg_specs, symbols, strict=True) if spec.symbol is not new)
     if not changed:
         return body
     if body._memo is None:
@@ -380,9 +369,7 @@ def get_free_symbols(circuit: Circuit) -> list[Symbol]:
     return [node for node in postorder(circuit) if isinstance(node, Symbol) and node in free]
 
 
-def module_new_bind(
-    circuit: Circuit, *bindings: tuple[MatcherIn, Circuit], name: str | None = None
-) -> Module:
+def module_new_bind(circuit: Circuit, *bindings: tuple[MatcherIn, Circuit], name: str | None = None) -> Module:
     """A module that binds symbols of the circuit, found by matchers (names, or they themselves), to arguments.
 
     Raises:

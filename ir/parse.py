@@ -91,9 +91,7 @@ class _Label(NamedTuple):
     name: str | None
 
     def __str__(self) -> str:
-        return " ".join(
-            part for part in (self.number, None if self.name is None else quote(self.name)) if part
-        )
+        return " ".join(part for part in (self.number, None if self.name is None else quote(self.name)) if part)
 
 
 class _Entry(NamedTuple):
@@ -271,9 +269,7 @@ def _read_entry(text: str) -> _Entry:
 
 def _read_flags(text: str | None) -> dict[str, bool]:
     words = [] if text is None else [word.strip() for word in text.split(",")]
-    unknown = [
-        word for word in words if word.removeprefix("not ") not in ARG_FLAGS or not word.startswith("not ")
-    ]
+    unknown = [word for word in words if word.removeprefix("not ") not in ARG_FLAGS or not word.startswith("not ")]
     if unknown:
         raise ParseError(
             f"an argument cannot be {', '.join(map(repr, unknown))}",

@@ -191,9 +191,7 @@ class TensorTable:
 def _as_picks(positions: torch.Tensor) -> Picks:
     index = axis_index(positions)
     if not isinstance(index, Picks):
-        raise ParseError(
-            "a tensor of positions is 1-D", hint="give the tensor that the circuit was printed with"
-        )
+        raise ParseError("a tensor of positions is 1-D", hint="give the tensor that the circuit was printed with")
     return index
 
 

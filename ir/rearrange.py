@@ -72,9 +72,7 @@ class RearrangeSpec:
     @staticmethod
     def permute(order: Sequence[int]) -> RearrangeSpec:
         """Output axis `i` is input axis `order[i]`."""
-        return RearrangeSpec(
-            tuple((i,) for i in range(len(order))), tuple((i,) for i in order), (None,) * len(order)
-        )
+        return RearrangeSpec(tuple((i,) for i in range(len(order))), tuple((i,) for i in order), (None,) * len(order))
 
     @staticmethod
     def flatten(rank: int) -> RearrangeSpec:
@@ -117,9 +115,7 @@ class RearrangeSpec:
         """The same with `count` more axes in front, left alone."""
         start = len(self.int_sizes)
         front = tuple((start + i,) for i in range(count))
-        return RearrangeSpec(
-            front + self.input_ints, front + self.output_ints, self.int_sizes + (None,) * count
-        )
+        return RearrangeSpec(front + self.input_ints, front + self.output_ints, self.int_sizes + (None,) * count)
 
     def takes_index(self, group: tuple[int, ...], entry: AxisIndex) -> bool:
         """Whether an output axis of these parts can take an index: if nothing is split or merged."""
@@ -135,9 +131,7 @@ class RearrangeSpec:
             entries: the same by elementary axis.
         """
         outputs = without_integers(self.output_ints, index)
-        inputs = tuple(
-            group for group in self.input_ints if not isinstance(_entry_of_group(group, entries), int)
-        )
+        inputs = tuple(group for group in self.input_ints if not isinstance(_entry_of_group(group, entries), int))
         read = {number for group in inputs for number in group}
         order = dict.fromkeys(number for group in inputs + outputs for number in group)
         numbers = {number: i for i, number in enumerate(order)}
@@ -325,7 +319,8 @@ class Rearrange(Circuit):
         except SizeMismatch:
             raise ShapeError(
                 f"Rearrange {self.name!r} ({spec}) does not fit {child!r} of shape {format_shape(child.shape)}",
-                hint="each axis must be the product of its parts, with at most one part of unknown size; give sizes as 'h:12'",
+                hint="each axis must be the product of its parts, with at most one part of unknown size; "
+                "give sizes as 'h:12'",
             ) from None
         lost += [number for number in inputs - outputs if sizes[number] != 1]
         if lost:
@@ -333,9 +328,7 @@ class Rearrange(Circuit):
                 f"Rearrange {self.name!r} ({spec}) drops an axis of {child!r} that is not of size 1",
                 hint="sum over an axis with Einsum, or take one entry with Index",
             )
-        return tuple(
-            multiply(sizes[number] for number in group) for group in spec.output_ints
-        ), child.torch_dtype
+        return tuple(multiply(sizes[number] for number in group) for group in spec.output_ints), child.torch_dtype
 
     def _expand(self, children: tuple[Circuit, ...]) -> Circuit:
         (count,) = gained(self, children).ranks

@@ -58,6 +58,4 @@ class Scalar(Circuit):
 
 def format_number(value: float) -> str:
     """The shortest decimal text that reads back as the same number, without `.0` for whole ones."""
-    return (
-        repr(int(value)) if value.is_integer() and abs(value) < 1e16 and str(value) != "-0.0" else repr(value)
-    )
+    return repr(int(value)) if value.is_integer() and abs(value) < 1e16 and str(value) != "-0.0" else repr(value)

@@ -62,7 +62,8 @@ class Scatter(Circuit):
                 unifier.unify(left, right)
         except SizeMismatch:
             raise ShapeError(
-                f"Scatter {self.name!r}: {format_index(index)} of {format_shape(shape)} has shape {format_shape(part)}, "
+                f"Scatter {self.name!r}: {format_index(index)} of {format_shape(shape)} has shape "
+                f"{format_shape(part)}, "
                 f"but {child!r} has {format_shape(child.shape)}",
                 hint="the indexed part of the result's shape must have the node's shape",
             ) from None

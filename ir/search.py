@@ -220,7 +220,8 @@ def _check_found(
     count = len(get(circuit, iterative))
     if count == 0 if wanted is True else count != wanted:
         raise MatchError(
-            f"{count} nodes match {matcher!r} below {circuit!r}, where {'at least one' if wanted is True else wanted} should",
+            f"{count} nodes match {matcher!r} below {circuit!r}, where "
+            f"{'at least one' if wanted is True else wanted} should",
             hint="look with circuit.print(), or leave assert_found out",
         )
 
@@ -264,7 +265,9 @@ def _update_plain(root: Circuit, matcher: Matcher, transform: Transform) -> Circ
 
 def _rebuild(node: Circuit, children: tuple[Circuit, ...], memo: dict[Circuit, Circuit]) -> Circuit:
     """The node over new children; a module also over what has become of the symbols that it binds."""
-    if isinstance(node, Module) and any(memo.get(spec.symbol, spec.symbol) is not spec.symbol for spec in node.arg_specs):
+    if isinstance(node, Module) and any(
+        memo.get(spec.symbol, spec.symbol) is not spec.symbol for spec in node.arg_specs
+    ):
         return node.with_mapped_children(children, [memo.get(spec.symbol, spec.symbol) for spec in node.arg_specs])
     return node.with_children(children)
 
@@ -308,9 +311,7 @@ def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Trans
     return memo[root, matcher.state]
 
 
-def _bound_images(
-    node: Circuit, body: Circuit, images: dict[Circuit, set[Circuit]]
-) -> dict[Circuit, Circuit]:
+def _bound_images(node: Circuit, body: Circuit, images: dict[Circuit, set[Circuit]]) -> dict[Circuit, Circuit]:
     """What has become of the symbols that a module binds, where its new body does not hold them any more."""
     out: dict[Circuit, Circuit] = {}
     if isinstance(node, Module):
@@ -341,9 +342,7 @@ class Getter:
     def get_paths(self, circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[Circuit]]:
         return get_paths(circuit, matcher)
 
-    def get_all_paths(
-        self, circuit: Circuit, matcher: IterativeMatcherIn
-    ) -> dict[Circuit, list[list[Circuit]]]:
+    def get_all_paths(self, circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[list[Circuit]]]:
         return get_all_paths(circuit, matcher)
 
     def bind(self, matcher: IterativeMatcherIn) -> Callable[[Circuit], set[Circuit]]:

@@ -23,9 +23,7 @@ class SetSymbolicShape(Circuit):
 
     __slots__ = ()
 
-    def __new__(
-        cls, node: Circuit, shape: Iterable[SizeIn], name: str | None = _AUTONAME
-    ) -> SetSymbolicShape:
+    def __new__(cls, node: Circuit, shape: Iterable[SizeIn], name: str | None = _AUTONAME) -> SetSymbolicShape:
         return cls._make((as_shape(shape),), (node,), auto_name(name, [node], "{} set_shape"))
 
     @property

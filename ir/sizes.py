@@ -73,8 +73,7 @@ def as_shape(shape: Iterable[SizeIn]) -> Shape:
         ShapeError: if a size is negative or no integer.
     """
     return tuple(
-        UNKNOWN if size is None else size if isinstance(size, SymbolicSize) else _whole(size)
-        for size in shape
+        UNKNOWN if size is None else size if isinstance(size, SymbolicSize) else _whole(size) for size in shape
     )
 
 

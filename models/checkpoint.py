@@ -325,9 +325,7 @@ def _tokenizer_from_hub(name: str) -> PreTrainedTokenizerBase | None:
 def _auto_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        source, trust_remote_code=False, **options
-    )
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     return tokenizer
 
 

@@ -17,8 +17,11 @@ Loaded = tuple[dict[str, Circuit], TransformerInfo]
 
 IRRELEVANT = frozenset(
     "transformers_version architectures output_hidden_states return_dict dtype torch_dtype use_cache id2label label2id "
-    "problem_type chunk_size_feed_forward is_encoder_decoder initializer_range _name_or_path model_type output_attentions "
-    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id tokenizer_class attn_implementation _attn_implementation task_specific_params "
+    "problem_type chunk_size_feed_forward is_encoder_decoder initializer_range _name_or_path model_type "
+    "output_attentions "
+    ""
+    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id tokenizer_class attn_implementation "
+    "_attn_implementation task_specific_params "
     "quantization_config".split()
 )
 """Configuration fields that say nothing about what the model computes in inference."""
@@ -56,7 +59,8 @@ class Family:
                 default = f"; its default is {defaults[name]!r}" if name in defaults else ""
                 raise ModelError(
                     f"the {self.model_type} configuration has {name}={value!r}, which is not supported{default}",
-                    hint="the circuit would compute something else than the model; only fields with their default values may be unknown",
+                    hint="the circuit would compute something else than the model; "
+                    "only fields with their default values may be unknown",
                 )
 
 
@@ -84,7 +88,9 @@ def tensor(weights: Weights, name: str, *shape: int) -> torch.Tensor:
         ModelError: if it is missing or of another shape.
     """
     if name not in weights:
-        raise ModelError(f"the checkpoint lacks the weight {name!r}", hint="is it a causal language model, saved whole?")
+        raise ModelError(
+            f"the checkpoint lacks the weight {name!r}", hint="is it a causal language model, saved whole?"
+        )
     value = weights[name]
     if tuple(value.shape) != shape:
         raise ModelError(

@@ -79,7 +79,8 @@ def _layer(weights: Weights, prefix: str, params: TransformerParams) -> dict[str
 GPT2 = Family(
     "gpt2",
     understood=frozenset(
-        "vocab_size n_positions n_ctx n_embd n_layer n_head n_inner activation_function layer_norm_epsilon tie_word_embeddings".split()
+        "vocab_size n_positions n_ctx n_embd n_layer n_head n_inner activation_function "
+        "layer_norm_epsilon tie_word_embeddings".split()
     ),
     irrelevant=frozenset(
         "resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels "

@@ -80,7 +80,8 @@ class TransformerInfo:
             )
         if length > self.params.max_positions:
             raise ModelError(
-                f"{length} tokens are more than the {self.params.max_positions} positions of {self.source or self.family}",
+                f"{length} tokens are more than the {self.params.max_positions} positions of "
+                f"{self.source or self.family}",
                 hint="shorten the prompts",
             )
         dtype = inp_tok_embeds.torch_dtype or torch.float32
@@ -103,7 +104,8 @@ class TransformerInfo:
             return embeds
         if positions is None:
             raise ModelError(
-                f"{self.family} has learnt positions, and none were given", hint='pass circuits["t.w.pos_embeds"] as third argument'
+                f"{self.family} has learnt positions, and none were given",
+                hint='pass circuits["t.w.pos_embeds"] as third argument',
             )
         return Add(embeds, positions.index(I[:length], name="t.w.pos_embeds_idxed"), name=f"{prefix}.inp_tok_pos")
 

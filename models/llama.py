@@ -77,7 +77,9 @@ def _layer(weights: Weights, prefix: str, params: TransformerParams) -> dict[str
     size, hidden, mlp = params.head_size, params.hidden_size, params.mlp_size
     heads = {"q": params.num_heads, "k": params.num_kv_heads, "v": params.num_kv_heads}
     layer = {
-        f"a.w.{which}": tensor(weights, f"{prefix}self_attn.{which}_proj.weight", count * size, hidden).unflatten(0, (count, size))
+        f"a.w.{which}": tensor(weights, f"{prefix}self_attn.{which}_proj.weight", count * size, hidden).unflatten(
+            0, (count, size)
+        )
         for which, count in heads.items()
     }
     out = tensor(weights, f"{prefix}self_attn.o_proj.weight", hidden, params.num_heads * size)  # D,HC

@@ -65,7 +65,8 @@ def circuit_of(
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(
-            f"models of type {config.model_type!r} are not supported", hint=f"supported are {', '.join(sorted(FAMILIES))}"
+            f"models of type {config.model_type!r} are not supported",
+            hint=f"supported are {', '.join(sorted(FAMILIES))}",
         )
     family.check_config(config)
     return family.build(config, model.state_dict(), activation, source or getattr(model, "name_or_path", ""))

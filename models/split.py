@@ -89,11 +89,7 @@ def short_names(info: TransformerInfo) -> dict[str, str]:
 
 def position_names(info: TransformerInfo, length: int) -> dict[str, str]:
     """From the names of parts to short ones: `a3.h5_at_idx_2` is `a3_h5_t2`."""
-    parts = [
-        f"a{layer}.h{head}"
-        for layer in range(info.params.num_layers)
-        for head in range(info.params.num_heads)
-    ]
+    parts = [f"a{layer}.h{head}" for layer in range(info.params.num_layers) for head in range(info.params.num_heads)]
     parts += [f"m{layer}" for layer in range(info.params.num_layers)]
     return {
         f"{part}_at_idx_{position}": f"{part.replace('.', '_')}_t{position}"

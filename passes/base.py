@@ -57,7 +57,9 @@ PASSES: dict[str, type[Pass]] = {}
 _P = TypeVar("_P", bound=type[Pass])
 
 
-def register(name: str, *, kind: Kind = "preserving", requires: str = "any circuit", ensures: str) -> Callable[[_P], _P]:
+def register(
+    name: str, *, kind: Kind = "preserving", requires: str = "any circuit", ensures: str
+) -> Callable[[_P], _P]:
     """Enters a pass into `PASSES` under a name, with its contract."""
 
     def enter(cls: _P) -> _P:

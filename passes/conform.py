@@ -15,7 +15,7 @@ from tapeout.passes.base import Pass, register
 @register("conform_all_modules", ensures="every module's symbols have the shapes of their arguments")
 @dataclass(frozen=True)
 class ConformAllModules(Pass):
-    """Every module's symbols take the shapes of their arguments, batch axes included, and its body is expanded to match."""
+    """Every module's symbols take the shapes of their arguments, batch axes included; its body is expanded to match."""
 
     def run(self, circuit: Circuit) -> Circuit:
         mask = Matcher(Module).mask(labels(circuit))

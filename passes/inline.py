@@ -39,5 +39,3 @@ class Inline(ExecutionPass):
             if node.op_name is not None:
                 origins.setdefault(new, node.op_name)
         return tuple(memo[root] for root in roots)
-
-

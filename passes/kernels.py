@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,9 @@ from tapeout.passes.execution import ExecutionPass, Origins, Roots, rewrite
 _NEG_INF = -10_000.0
 
 
-@register("kernels", requires="inlined and simplified", ensures="norms, attention and products with weights are single nodes")
+@register(
+    "kernels", requires="inlined and simplified", ensures="norms, attention and products with weights are single nodes"
+)
 @dataclass(frozen=True)
 class Kernels(ExecutionPass):
     """Layer norm, RMS norm, softmax attention and weight products with their bias become single nodes.
@@ -77,7 +78,7 @@ def _row_sum(node: Circuit, count: int) -> tuple[list[Circuit], float] | None:
 
 
 def _scaled(node: Circuit, feature: bool) -> tuple[Circuit, Circuit] | None:
-    """x and s if the node is `x * s` with one s a row (all axes of x but the last) or, if `feature`, a last-axis entry."""
+    """x and s if the node is `x * s` with one s a row (all axes but the last) or, if `feature`, a last-axis entry."""
     product = _product(node)
     if product is None or len(product.operands) != 2 or product.factor != 1.0:
         return None
@@ -396,5 +397,3 @@ def _bias_axes(node: Circuit, out: Axes, own: set[int]) -> tuple[Circuit, Axes] 
         return node, axes
     ones = [i for i, size in enumerate(node.shape) if size == 1]
     return node.squeeze(ones).rename(None), axes
-
-

@@ -149,11 +149,7 @@ def _summand(group: Sequence[_Term], built: dict[Circuit, Circuit]) -> Circuit:
     first = group[0]
     if first.rows is None or len(group) == 1:
         return _scaled(built[first.node], first.coefficient)
-    rows = [
-        _scaled(built[term.rows[0]], term.coefficient * term.number)
-        for term in group
-        if term.rows is not None
-    ]
+    rows = [_scaled(built[term.rows[0]], term.coefficient * term.number) for term in group if term.rows is not None]
     others = [(built[child], axes) for child, axes in first.others]
     return Einsum(*others, (Add(*rows, name=None), first.rows[1]), out_axes=first.out, name=None)
 

@@ -239,9 +239,7 @@ class _Partners:
         """Another sum, what this one has instead, and instead of what."""
         for new in each.whole:
             for other, old in self.by_rest[self._rest(each, new)]:
-                if self.ranks[other] < self.ranks[each] and other.whole.keys() - {
-                    old
-                } == each.whole.keys() - {new}:
+                if self.ranks[other] < self.ranks[each] and other.whole.keys() - {old} == each.whole.keys() - {new}:
                     return other, new[0], old[0]
         return None
 

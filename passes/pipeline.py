@@ -81,7 +81,9 @@ def count_nodes(*circuits: Circuit) -> int:
 
 
 def verify(
-    evaluate: Callable[[Circuit], torch.Tensor], bind: Callable[[Circuit], Circuit] = lambda c: c, tolerance: float = 1e-9
+    evaluate: Callable[[Circuit], torch.Tensor],
+    bind: Callable[[Circuit], Circuit] = lambda c: c,
+    tolerance: float = 1e-9,
 ) -> Observer:
     """An observer that evaluates before and after each preserving pass and compares.
 
@@ -120,6 +122,8 @@ def print_each(write: Callable[[str], None] = print) -> Observer:
 
     def observe(each: Pass, before: Circuit, after: Circuit, record: PassRecord) -> None:
         state = circuit_text(after) if record.changed else "(unchanged)"
-        write(f"# after {each.name}: {record.nodes_before} -> {record.nodes_after} nodes, {record.seconds:.3f} s\n{state}")
+        write(
+            f"# after {each.name}: {record.nodes_before} -> {record.nodes_after} nodes, {record.seconds:.3f} s\n{state}"
+        )
 
     return observe

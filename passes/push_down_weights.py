@@ -76,9 +76,7 @@ _BLOCK = re.compile(r"b(\d+)")
 
 def strip_arr(circuit: Circuit) -> Circuit:
     """Arrays without the suffix `_arr` in their names."""
-    return circuit.update(
-        Matcher.regex("_arr$") & Array, lambda node: node.rename(node.name.removesuffix("_arr"))
-    )
+    return circuit.update(Matcher.regex("_arr$") & Array, lambda node: node.rename(node.name.removesuffix("_arr")))
 
 
 def require_bound_model(what: str, circuit: Circuit) -> None:
@@ -86,7 +84,8 @@ def require_bound_model(what: str, circuit: Circuit) -> None:
     if circuit.name != "t.bind_w" or not isinstance(circuit, Module):
         raise PassError(
             f"{what} takes the model with its weights bound, the Module 't.bind_w', not {circuit!r}",
-            hint='take it from load_circuit(...)[0]["t.bind_w"], or use circuit.update("t.bind_w", lambda c: configure_transformer(c, ...))',
+            hint='take it from load_circuit(...)[0]["t.bind_w"], or use circuit.update("t.bind_w", lambda '
+            "c: configure_transformer(c, ...))",
         )
 
 

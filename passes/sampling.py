@@ -43,16 +43,15 @@ class RunDiscreteVarAllSpec:
     @staticmethod
     def create_full_from_circuits(*circuits: Circuit) -> RunDiscreteVarAllSpec:
         """The spec with all groups of the circuits, in the order in which a walk meets them."""
-        return RunDiscreteVarAllSpec(
-            list(dict.fromkeys(group for circuit in circuits for group in groups_of(circuit)))
-        )
+        return RunDiscreteVarAllSpec(list(dict.fromkeys(group for circuit in circuits for group in groups_of(circuit))))
 
     def picks(self, groups: Sequence[Circuit]) -> list[tuple[Circuit, torch.Tensor | None]]:
         unlisted = [group for group in groups if group not in self.groups]
         if unlisted:
             raise DataError(
                 f"{len(unlisted)} groups of the circuit's variables are not listed: {', '.join(map(repr, unlisted))}",
-                hint="list every variable's probs_and_group, or use RunDiscreteVarAllSpec.create_full_from_circuits(circuit)",
+                hint="list every variable's probs_and_group, or use "
+                "RunDiscreteVarAllSpec.create_full_from_circuits(circuit)",
             )
         return [(group, None) for group in self.groups]
 
@@ -107,20 +106,12 @@ class Sampler:
             circuit = _sample_groups(circuit, {group: positions}, (int(group.shape[0]),))  # type: ignore[arg-type]
         return _strip_tags(circuit)
 
-    def _random(
-        self, circuit: Circuit, picked: dict[Circuit, torch.Tensor | None], shape: tuple[int, ...]
-    ) -> Circuit:
+    def _random(self, circuit: Circuit, picked: dict[Circuit, torch.Tensor | None], shape: tuple[int, ...]) -> Circuit:
         count = 1
         for size in shape:
             count *= size
         circuit = _strip_tags(_sample_groups(circuit, picked, (count,)))
-        return (
-            circuit.index(I[0])
-            if shape == ()
-            else circuit
-            if len(shape) == 1
-            else circuit.unflatten_axis(0, shape)
-        )
+        return circuit.index(I[0]) if shape == () else circuit if len(shape) == 1 else circuit.unflatten_axis(0, shape)
 
     def sample_and_evaluate(self, circuit: Circuit) -> torch.Tensor:
         return self.sample(circuit).evaluate()
@@ -128,14 +119,10 @@ class Sampler:
 
 def groups_of(circuit: Circuit) -> list[Circuit]:
     """The groups of the circuit's random variables, in the order in which a walk meets them."""
-    return list(
-        dict.fromkeys(node.probs_and_group for node in postorder(circuit) if isinstance(node, DiscreteVar))
-    )
+    return list(dict.fromkeys(node.probs_and_group for node in postorder(circuit) if isinstance(node, DiscreteVar)))
 
 
-def _sample_groups(
-    circuit: Circuit, picked: dict[Circuit, torch.Tensor | None], batch: tuple[int, ...]
-) -> Circuit:
+def _sample_groups(circuit: Circuit, picked: dict[Circuit, torch.Tensor | None], batch: tuple[int, ...]) -> Circuit:
     def sampled(node: Circuit) -> Circuit | None:
         if not isinstance(node, DiscreteVar) or node.probs_and_group not in picked:
             return None

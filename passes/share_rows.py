@@ -60,7 +60,11 @@ class _Prefixes:
         return len(self.place)
 
 
-@register("share_rows", requires="kernels recognised", ensures="position-wise work on bound prompts is done once a distinct prefix")
+@register(
+    "share_rows",
+    requires="kernels recognised",
+    ensures="position-wise work on bound prompts is done once a distinct prefix",
+)
 @dataclass(frozen=True)
 class ShareRows(ExecutionPass):
     """Work that depends on a prefix of bound tokens alone is done once for each distinct prefix."""
@@ -156,7 +160,13 @@ class _Sharing:
         spec = node.spec
         if isinstance(spec, GenIndex):
             table, index = node.children
-            if index is not self.tokens or spec.batch_x or not spec.batch_index or spec.index_dim != 0 or table in self.packed:
+            if (
+                index is not self.tokens
+                or spec.batch_x
+                or not spec.batch_index
+                or spec.index_dim != 0
+                or table in self.packed
+            ):
                 return None
             distinct = Array(self.tokens.value.reshape(-1)[self.prefixes.place.to(self.tokens.value.device)])
             return GeneralFunction(table, distinct, spec=spec, name=None), 0, 1
@@ -189,7 +199,7 @@ class _Sharing:
         return new, spec.out_axes.index(rows), spec.out_axes.index(positions)
 
     def _pack_broadcast(self, node: Add) -> tuple[Circuit, int, int] | None:
-        """A sum: packed summands stay packed, others must not have rows and give their entry at each prefix's position."""
+        """A sum: packed summands stay packed, others have no rows and give their entry at each prefix's position."""
         places = {self._aligned_axes(node, child) for child in node.children if child in self.packed}
         if len(places) != 1:
             return None
@@ -234,9 +244,7 @@ class _Sharing:
         """An elementwise product with factors that have no rows (a rotary table: positions and features)."""
         einsum = node.cast_einsum()
         packed = [(child, axes) for child, axes in einsum.args if child in self.packed]
-        axes_of = {
-            (axes[self.packed[child][1]], axes[self.packed[child][2]]) for child, axes in packed
-        }
+        axes_of = {(axes[self.packed[child][1]], axes[self.packed[child][2]]) for child, axes in packed}
         if len(axes_of) != 1:
             return None
         ((rows, positions),) = axes_of
@@ -253,7 +261,9 @@ class _Sharing:
             elif positions in axes:
                 at = axes.index(positions)
                 index = (*[FULL] * at, self.prefixes.position)
-                args.append((Index(self.dense[child], index, name=None), tuple(rows if a == positions else a for a in axes)))
+                args.append(
+                    (Index(self.dense[child], index, name=None), tuple(rows if a == positions else a for a in axes))
+                )
             else:
                 args.append((self.dense[child], axes))
         out = (rows, *(axis for axis in einsum.out_axes if axis not in (rows, positions)))
@@ -293,5 +303,3 @@ class _Sharing:
         outputs = ((row_axis, position_axis), *((axis,) for axis in rest))
         flat = Rearrange(dense, RearrangeSpec(inputs, outputs, (None,) * node.rank), name=None)
         return Index(flat, (self.prefixes.place,), name=None), row_axis, position_axis
-
-

@@ -186,7 +186,8 @@ def measure(calls: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, fl
 def format_result(result: BenchResult) -> str:
     """The table as text."""
     lines = [
-        f"{result.model}, {result.prompts} prompts: {result.flops / 1e9:.0f} GFLOP at {result.flops_per_second / 1e9:.0f} "
+        f"{result.model}, {result.prompts} prompts: {result.flops / 1e9:.0f} GFLOP at "
+        f"{result.flops_per_second / 1e9:.0f} "
         f"GFLOP/s: limit {result.limit_seconds:.3f} s, {result.threads} threads",
         f"{'':32} {'x limit':>8} {'seconds':>8} {'largest error':>14} {'compiled in':>12}",
     ]

@@ -60,9 +60,7 @@ def bind_dataset(circuit: Circuit, tokens: torch.Tensor, labels: torch.Tensor | 
             "prompts of several lengths need one circuit each (dataset.by_length())",
         )
     if labels is None and circuit.are_any_found("labels"):
-        raise DataError(
-            f"{circuit!r} has labels, and none were given", hint="give [N, 2]: the IO and the S token"
-        )
+        raise DataError(f"{circuit!r} has labels, and none were given", hint="give [N, 2]: the IO and the S token")
     group = DiscreteVar.uniform_probs_and_group(len(tokens))
     rows = {"tokens": tokens}
     if labels is not None:

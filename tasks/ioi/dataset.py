@@ -273,9 +273,7 @@ def _check_capacity(count: int, space: PromptSpace, prompt_type: PromptType) -> 
         )
 
 
-def _choose_templates(
-    template_lengths: Mapping[int, int], lengths: Lengths, count: int | None
-) -> tuple[int, ...]:
+def _choose_templates(template_lengths: Mapping[int, int], lengths: Lengths, count: int | None) -> tuple[int, ...]:
     """The templates to draw from.
 
     Args:
@@ -285,9 +283,7 @@ def _choose_templates(
     """
     found = Counter(template_lengths.values())
     common = min(found, key=lambda length: (-found[length], length), default=0)
-    templates = [
-        template for template, length in template_lengths.items() if lengths == "any" or length == common
-    ]
+    templates = [template for template, length in template_lengths.items() if lengths == "any" or length == common]
     if count is not None:
         _check_positive("nb_templates", count)
     if len(templates) < (count or 1):

@@ -99,8 +99,7 @@ class IOIResult:
                 {
                     "prompt": prompt,
                     "tokens": [
-                        {"token": text, "id": number, "logit": _finite(value)}
-                        for text, number, value in tokens
+                        {"token": text, "id": number, "logit": _finite(value)} for text, number, value in tokens
                     ],
                 }
                 for prompt, tokens in self.top
@@ -199,9 +198,7 @@ def _evaluate(
     run = _run_reference if backend == "reference" else partial(_run_compiled, backend)
     for length, rows, part in dataset.by_length():
         notify(f"splitting for {length} tokens", 0, 0)
-        split, ran = split_circuit(
-            circuits, info, length, [lambda each, *_: notify(f"pass {each.name} done", 0, 0)]
-        )
+        split, ran = split_circuit(circuits, info, length, [lambda each, *_: notify(f"pass {each.name} done", 0, 0)])
         metric = logit_diff_circuit(split)
         nodes += count_nodes(metric)
         shown = int((rows < show).sum())  # rows are in the order of the dataset: the first ones

@@ -77,9 +77,7 @@ def _cells(token: TokenValue, tokenizer: Tokenizer | None) -> tuple[Text, str]:
     return Text(text if tokenizer is None else repr(text)), f"{value:.4f}"
 
 
-def _extreme_tokens(
-    logits: Tensor, k: int, tokenizer: Tokenizer | None, *, largest: bool
-) -> list[TokenValue]:
+def _extreme_tokens(logits: Tensor, k: int, tokenizer: Tokenizer | None, *, largest: bool) -> list[TokenValue]:
     if logits.ndim != 1:
         raise ShapeError(
             f"the logits of one position are needed, [vocab], not a tensor of shape {list(logits.shape)}",

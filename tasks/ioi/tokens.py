@@ -168,8 +168,7 @@ class PromptEncoder:
                 prompt is not as long as its template.
         """
         return tuple(
-            self._checked(prompt, encoded)
-            for prompt, encoded in zip(prompts, self._encode(prompts), strict=True)
+            self._checked(prompt, encoded) for prompt, encoded in zip(prompts, self._encode(prompts), strict=True)
         )
 
     def _checked(self, prompt: IOIPrompt, encoded: EncodedPrompt | None) -> EncodedPrompt:
