@@ -18,7 +18,7 @@ class Context:
         self.dtype = dtype
         self.device = stored[0].device if stored else torch.device("cpu")
         floats = [value.dtype for value in stored if value.is_floating_point()]
-        self.result_dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
+        self.result_dtype = dtype or (floats[0] if floats else torch.float64)
 
     def dtype_of(self, node: Circuit) -> torch.dtype:
         """The dtype of the node's value."""
