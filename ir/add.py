@@ -27,7 +27,7 @@ class Add(Circuit):
     __slots__ = ()
 
     def __new__(cls, *args: Circuit, name: str | None = _AUTONAME) -> Add:
-        return cls._make((), args, auto_name(name, args, joiner=" + "))
+        return cls._make((), args, auto_name(name, args, joiner=" + ", bracketed=("Concat",)))
 
     @staticmethod
     def minus(positive: Circuit, negative: Circuit, name: str | None = _AUTONAME) -> Add:

@@ -9,7 +9,7 @@ while its node lives, because a living node keeps its attributes and children al
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -278,17 +278,30 @@ def _same_types(new: tuple[Circuit, ...], old: tuple[Circuit, ...]) -> bool:
     ]
 
 
-def auto_name(name: Any, children: Iterable[Circuit], make: str | None = None, joiner: str = "") -> str | None:
+OPERATORS = ("Add", "Einsum", "Concat")
+"""Kinds whose automatic names are written with signs between the operands."""
+
+
+def auto_name(
+    name: Any,
+    children: Iterable[Circuit],
+    make: str | None = None,
+    joiner: str = "",
+    bracketed: Container[str] = (),
+) -> str | None:
     """The name given, or one from the children's: joined by `joiner`, or put for `{}` in `make`.
 
-    A child without a name leaves the result without one.
+    A child without a name leaves the result without one. Names of children of the kinds `bracketed`
+    stand in brackets.
     """
     if name is not _AUTONAME:
         return name  # type: ignore[no-any-return]
-    names = [child.op_name for child in children]
-    if None in names:
-        return None
-    joined = joiner.join(names)  # type: ignore[arg-type]
+    names = list[str]()
+    for child in children:
+        if child.op_name is None:
+            return None
+        names.append(f"({child.op_name})" if child.kind in bracketed else child.op_name)
+    joined = joiner.join(names)
     return joined if make is None else make.replace("{}", joined)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from tapeout.ir.axis_index import FULL, AxisIndex, Span
 from tapeout.ir.batching import gained
-from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.circuit import _AUTONAME, OPERATORS, Circuit, auto_name
 from tapeout.ir.dtypes import join_dtypes
 from tapeout.ir.errors import ShapeError
 from tapeout.ir.index_rules import AxisIndices, Pushed, count_integers
@@ -29,7 +29,7 @@ class Concat(Circuit):
     __slots__ = ()
 
     def __new__(cls, *args: Circuit, axis: int, name: str | None = _AUTONAME) -> Concat:
-        name = auto_name(name, args, joiner=" ++ ")
+        name = auto_name(name, args, joiner=" ++ ", bracketed=OPERATORS)
         if not args:
             raise ShapeError(f"Concat {name!r} has no children", hint="give at least one node")
         rank = args[0].rank
@@ -42,7 +42,10 @@ class Concat(Circuit):
     def stack(*args: Circuit, axis: int, name: str | None = _AUTONAME) -> Concat:
         """Joins nodes along a new axis."""
         rank = args[0].rank + 1 if args else 1
-        return Concat(*(node.unsqueeze(axis % rank, name=node.op_name) for node in args), axis=axis, name=name)
+        parts = [
+            node.unsqueeze(axis % rank).rename(auto_name(_AUTONAME, [node], "{}_unsqueeze_stack")) for node in args
+        ]
+        return Concat(*parts, axis=axis, name=name)
 
     @property
     def axis(self) -> int:
@@ -100,7 +103,8 @@ def repeat_to_batch(child: Circuit, extra: int, batch: Shape) -> Circuit:
     missing = len(batch) - extra
     if missing == 0:
         return child
-    return child.expand_at_axes(range(missing), batch[:missing])
+    repeated = child.expand_at_axes(range(missing), batch[:missing])
+    return repeated.rename(auto_name(_AUTONAME, [child], "{} rep_for_batch"))
 
 
 def _parts(children: tuple[Circuit, ...], axis: int, entry: AxisIndex) -> list[tuple[Circuit, AxisIndex]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.circuit import _AUTONAME, OPERATORS, Circuit, auto_name
 from tapeout.ir.errors import ShapeError
 from tapeout.ir.scalar import Scalar
 from tapeout.ir.sizes import Shape, SizeMismatch, Unifier, format_shape
@@ -43,7 +43,7 @@ class DiscreteVar(Circuit):
                     hint="give probs_and_group, or values of a known size",
                 )
             probs_and_group = DiscreteVar.uniform_probs_and_group(size)
-        return cls._make((), (values, probs_and_group), auto_name(name, [values], "{} var"))
+        return cls._make((), (values, probs_and_group), auto_name(name, [values], "{} var", bracketed=OPERATORS))
 
     @staticmethod
     def new_uniform(values: Circuit, name: str | None = _AUTONAME) -> DiscreteVar:

@@ -44,7 +44,7 @@ class Einsum(Circuit):
 
     @classmethod
     def _build(cls, nodes: tuple[Circuit, ...], in_axes: tuple[Axes, ...], out_axes: Axes, name: str | None) -> Einsum:
-        return cls._make((in_axes, out_axes), nodes, auto_name(name, nodes, joiner=" * "))
+        return cls._make((in_axes, out_axes), nodes, auto_name(name, nodes, joiner=" * ", bracketed=("Add", "Concat")))
 
     @staticmethod
     def from_einsum_string(string: str, *nodes: Circuit, name: str | None = _AUTONAME) -> Einsum:

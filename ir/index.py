@@ -9,7 +9,7 @@ import torch
 
 from tapeout.ir.axis_index import FULL, AxisIndex, Picks, Span, axis_indices, format_index, indexed_shape
 from tapeout.ir.batching import gained
-from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.circuit import _AUTONAME, OPERATORS, Circuit, auto_name
 from tapeout.ir.index_rules import AxisIndices, Pushed, composed
 from tapeout.ir.sizes import Shape
 
@@ -33,7 +33,7 @@ class Index(Circuit):
 
     def __new__(cls, node: Circuit, idx: Sequence[Any], name: str | None = _AUTONAME) -> Index:
         index = axis_indices(idx, node.rank, repr(node))
-        return cls._make((index,), (node,), auto_name(name, [node], "{} idx"))
+        return cls._make((index,), (node,), auto_name(name, [node], "{} idx", bracketed=OPERATORS))
 
     @property
     def node(self) -> Circuit:

@@ -12,7 +12,7 @@ import torch
 
 from tapeout.ir.axis_index import FULL, AxisIndex, indexed_size
 from tapeout.ir.batching import gained
-from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.circuit import _AUTONAME, OPERATORS, Circuit, auto_name
 from tapeout.ir.einsum import axis_letter
 from tapeout.ir.errors import ParseError, ShapeError
 from tapeout.ir.index_rules import AxisIndices, Pushed, without_integers
@@ -269,7 +269,7 @@ class Rearrange(Circuit):
     __slots__ = ()
 
     def __new__(cls, node: Circuit, spec: RearrangeSpec, name: str | None = _AUTONAME) -> Rearrange:
-        return cls._make((spec,), (node,), auto_name(name, [node], "{} rearrange"))
+        return cls._make((spec,), (node,), auto_name(name, [node], "{} rearrange", bracketed=OPERATORS))
 
     @staticmethod
     def from_string(node: Circuit, string: str, name: str | None = _AUTONAME) -> Rearrange:

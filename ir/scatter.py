@@ -9,7 +9,7 @@ import torch
 
 from tapeout.ir.axis_index import FULL, AxisIndex, axis_indices, format_index, indexed_shape
 from tapeout.ir.batching import gained
-from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.circuit import _AUTONAME, OPERATORS, Circuit, auto_name
 from tapeout.ir.errors import ShapeError
 from tapeout.ir.index_rules import AxisIndices, Pushed, canonical, without_integers
 from tapeout.ir.sizes import Shape, SizeIn, SizeMismatch, Unifier, as_shape, format_shape, is_concrete
@@ -35,7 +35,7 @@ class Scatter(Circuit):
     ) -> Scatter:
         full = as_shape(shape)
         indices = axis_indices(index, len(full), f"the shape {format_shape(full)}")
-        return cls._make((indices, full), (node,), auto_name(name, [node], "{} scatter"))
+        return cls._make((indices, full), (node,), auto_name(name, [node], "{} scatter", bracketed=OPERATORS))
 
     @property
     def node(self) -> Circuit:

@@ -8,7 +8,7 @@ import torch
 
 from tapeout.ir.axis_index import indexed_shape
 from tapeout.ir.batching import gained
-from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.circuit import _AUTONAME, OPERATORS, Circuit, auto_name
 from tapeout.ir.errors import ShapeError
 from tapeout.ir.index_rules import AxisIndices, Pushed
 from tapeout.ir.sizes import Shape, SizeIn, SizeMismatch, Unifier, as_shape, format_shape
@@ -24,7 +24,7 @@ class SetSymbolicShape(Circuit):
     __slots__ = ()
 
     def __new__(cls, node: Circuit, shape: Iterable[SizeIn], name: str | None = _AUTONAME) -> SetSymbolicShape:
-        return cls._make((as_shape(shape),), (node,), auto_name(name, [node], "{} set_shape"))
+        return cls._make((as_shape(shape),), (node,), auto_name(name, [node], "{} set_shape", bracketed=OPERATORS))
 
     @property
     def node(self) -> Circuit:

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import torch
 
-from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
+from tapeout.ir.circuit import _AUTONAME, OPERATORS, Circuit, auto_name
 from tapeout.ir.index_rules import AxisIndices, Pushed
 from tapeout.ir.sizes import Shape
 
@@ -17,7 +17,7 @@ class Tag(Circuit):
     __slots__ = ()
 
     def __new__(cls, node: Circuit, uuid: UUID, name: str | None = _AUTONAME) -> Tag:
-        return cls._make((uuid,), (node,), auto_name(name, [node], "{} tag"))
+        return cls._make((uuid,), (node,), auto_name(name, [node], "{} tag", bracketed=OPERATORS))
 
     @staticmethod
     def new_with_random_uuid(node: Circuit, name: str | None = _AUTONAME) -> Tag:
