@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tapeout.ir.batching import align_batch
-from tapeout.ir.circuit import Circuit
-from tapeout.ir.concat import repeat_to_batch
+from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.errors import ModuleBindingError, TypeMismatchError
 from tapeout.ir.sizes import Shape, Size, SizeIn, SizeMismatch, Unifier, as_shape, format_shape
 from tapeout.ir.symbol import Symbol
+from tapeout.ir.trampoline import memoised
 
 if TYPE_CHECKING:
     from tapeout.ir.matcher import MatcherIn
@@ -145,12 +145,12 @@ class Module(Circuit):
 
     __slots__ = ()
 
-    def __new__(cls, spec: ModuleSpec, name: str | None = None, **kwargs: Circuit) -> Module:
+    def __new__(cls, spec: ModuleSpec, name: str | None = _AUTONAME, **kwargs: Circuit) -> Module:
         names = [arg.symbol.name for arg in spec.arg_specs]
         missing, unknown = set(names) - set(kwargs), set(kwargs) - set(names)
         if missing or unknown:
             raise ModuleBindingError(
-                f"module {name!r}: "
+                f"module {_call_name(name, spec.circuit, kwargs.values())!r}: "
                 + "; ".join(
                     f"{what}: {', '.join(sorted(which))}"
                     for what, which in (("missing", missing), ("unknown", unknown))
@@ -161,7 +161,7 @@ class Module(Circuit):
         return Module.new_flat(spec, *(kwargs[arg] for arg in names), name=name)
 
     @staticmethod
-    def new_flat(spec: ModuleSpec, *nodes: Circuit, name: str | None = None) -> Module:
+    def new_flat(spec: ModuleSpec, *nodes: Circuit, name: str | None = _AUTONAME) -> Module:
         """A module with its arguments in the order of the spec.
 
         Raises:
@@ -169,10 +169,10 @@ class Module(Circuit):
         """
         if len(nodes) != len(spec.arg_specs):
             raise ModuleBindingError(
-                f"module {name!r} takes {len(spec.arg_specs)} arguments, not {len(nodes)}",
+                f"module {_call_name(name, spec.circuit, nodes)!r} takes {len(spec.arg_specs)} arguments, not {len(nodes)}",
                 hint=f"its arguments are {', '.join(arg.symbol.name for arg in spec.arg_specs)}",
             )
-        return Module.build(spec.circuit, spec.arg_specs, nodes, name)
+        return Module.build(spec.circuit, spec.arg_specs, nodes, _call_name(name, spec.circuit, nodes))
 
     @classmethod
     def build(
@@ -222,7 +222,7 @@ class Module(Circuit):
     ) -> Circuit:
         """The body with the arguments in place of the symbols: the same value without this module.
 
-        The result has the module's name, unless it is the unchanged body or a leaf. Nodes that
+        The result has the module's name, unless the body is unchanged or a leaf. Nodes that
         change get the prefix and suffix, if any.
 
         Raises:
@@ -236,13 +236,18 @@ class Module(Circuit):
             name_prefix = f"{self.name}."
         if name_prefix or name_suffix:
             body = _rename_on_path(body, bindings, name_prefix or "", name_suffix or "")
-        result = substitute_symbols(body, bindings)
-        missing = self.rank - result.rank
-        if missing:
-            result = repeat_to_batch(result, 0, self.shape[:missing])
-        if result is self.children[0] or not result.children:
+        result = self._with_unused_batch(substitute_symbols(body, bindings))
+        if result is self.children[0] or not body.children:
             return result
         return result.rename(self.op_name)
+
+    def _with_unused_batch(self, body: Circuit) -> Circuit:
+        """The body, bound, with the batch axes of arguments that it does not use."""
+        missing = self.rank - body.rank
+        if not missing:
+            return body
+        repeated = body.expand_at_axes(range(missing), self.shape[:missing])
+        return repeated.rename(auto_name(_AUTONAME, [body], "{} rep_batch"))
 
     def conform_to_input_shapes(self) -> Module:
         """The same call, its symbols with exactly the shapes of the arguments and the body expanded to match."""
@@ -251,11 +256,7 @@ class Module(Circuit):
             for spec, node in zip(self.arg_specs, self.nodes, strict=True)
         ]
         spec = self.spec.with_symbols(symbols)
-        body, missing = spec.circuit, self.rank - spec.circuit.rank
-        if missing:  # batch axes of arguments that the body does not use
-            name = None if body.op_name is None else f"{body.op_name} rep_batch"
-            body = body.expand_at_axes(range(missing), self.shape[:missing]).rename(name)
-        return Module.build(body, spec.arg_specs, self.nodes, self.op_name)
+        return Module.build(self._with_unused_batch(spec.circuit), spec.arg_specs, self.nodes, self.op_name)
 
     def aligned_batch_shape(self) -> Shape:
         """The batch axes that the arguments give to the result."""
@@ -291,6 +292,14 @@ class Module(Circuit):
 
     def _text(self) -> str:
         return ""
+
+
+def _call_name(name: Any, body: Circuit, nodes: Iterable[Circuit]) -> str | None:
+    """The name given, or `body(argument, argument)`."""
+    arguments = auto_name(name, nodes, joiner=", ")
+    if name is not _AUTONAME:
+        return arguments
+    return None if body.op_name is None or arguments is None else f"{body.op_name}({arguments})"
 
 
 def _conform_symbol(module: Module, spec: ModuleArgSpec, node: Circuit) -> Symbol:
@@ -350,26 +359,44 @@ def _conformed(body: Circuit, arg_specs: tuple[ModuleArgSpec, ...], symbols: tup
     return found
 
 
-def _rename_on_path(body: Circuit, bindings: dict[Symbol, Circuit], prefix: str, suffix: str) -> Circuit:
-    from tapeout.ir.circuit import postorder
+def _rename_on_path(body: Circuit, bindings: Collection[Symbol], prefix: str, suffix: str) -> Circuit:
+    """The body with the nodes above the free symbols `bindings` renamed."""
 
-    memo: dict[Circuit, Circuit] = {}
-    for node in postorder(body):
-        changed = node.with_children(tuple(memo[child] for child in node.children))
-        on_path = node.children and not node.free_symbols.isdisjoint(bindings)
-        memo[node] = changed.rename(f"{prefix}{node.name}{suffix}") if on_path and node.op_name else changed
-    return memo[body]
+    def step(key: tuple[Circuit, frozenset[Symbol]]) -> Generator[Any, Circuit, Circuit]:
+        node, symbols = key
+        if not node.children or node.free_symbols.isdisjoint(symbols):
+            return node
+        bound = {spec.symbol for spec in node.arg_specs} if isinstance(node, Module) else set[Symbol]()
+        children = []
+        for i, child in enumerate(node.children):
+            children.append((yield child, symbols - bound if i == 0 else symbols))
+        changed = node.with_children(tuple(children))
+        return changed if node.op_name is None else changed.rename(f"{prefix}{node.op_name}{suffix}")
+
+    return memoised(step)((body, frozenset(bindings)))
 
 
 def get_free_symbols(circuit: Circuit) -> list[Symbol]:
     """The free symbols below, in the order in which a depth-first walk meets them."""
-    from tapeout.ir.circuit import postorder
+    found: dict[Symbol, None] = {}
+    seen = set[tuple[Circuit, frozenset[Symbol]]]()
+    stack: list[tuple[Circuit, frozenset[Symbol]]] = [(circuit, frozenset())]
+    while stack:
+        node, bound = stack.pop()
+        bound &= node.free_symbols
+        if (node, bound) in seen or len(bound) == len(node.free_symbols):
+            continue
+        seen.add((node, bound))
+        if isinstance(node, Symbol):
+            found[node] = None
+        below = [(child, bound) for child in node.children]
+        if isinstance(node, Module):
+            below[0] = (node.children[0], bound.union(spec.symbol for spec in node.arg_specs))
+        stack.extend(reversed(below))
+    return list(found)
 
-    free = circuit.free_symbols
-    return [node for node in postorder(circuit) if isinstance(node, Symbol) and node in free]
 
-
-def module_new_bind(circuit: Circuit, *bindings: tuple[MatcherIn, Circuit], name: str | None = None) -> Module:
+def module_new_bind(circuit: Circuit, *bindings: tuple[MatcherIn, Circuit], name: str | None = _AUTONAME) -> Module:
     """A module that binds symbols of the circuit, found by matchers (names, or they themselves), to arguments.
 
     Raises:
