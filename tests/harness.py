@@ -169,9 +169,7 @@ def _(dtype: torch.dtype) -> Circuit:
 
 
 def _rearrange_case(string: str, *shape: int) -> None:
-    CASES[f"rearrange {string}"] = lambda dtype: Rearrange.from_string(
-        _leaf("x", *shape, dtype=dtype), string
-    )
+    CASES[f"rearrange {string}"] = lambda dtype: Rearrange.from_string(_leaf("x", *shape, dtype=dtype), string)
 
 
 for _string, *_sizes in (
@@ -267,10 +265,7 @@ def _(dtype: torch.dtype) -> Circuit:
 def _gen_index_case(name: str, x: tuple[int, ...], index: tuple[int, ...], **options: int) -> None:
     def build(dtype: torch.dtype) -> Circuit:
         below = (
-            x[
-                (len(index) if options.get("batch_x") and options.get("batch_index", 1) else 0)
-                + options["index_dim"]
-            ]
+            x[(len(index) if options.get("batch_x") and options.get("batch_index", 1) else 0) + options["index_dim"]]
             if options["index_dim"] >= 0
             else x[options["index_dim"]]
         )
@@ -326,9 +321,7 @@ _module_case("batch axes aligned on the right", (5, 4, 3), (4, 2, 3), (2,))
 @_case("module unused argument")
 def _(dtype: torch.dtype) -> Circuit:
     x, unused = symbol(1, (3,), "x"), symbol(4, (2,), "unused")
-    spec = ModuleSpec(
-        Add(x, x, name="twice"), [ModuleArgSpec(x), ModuleArgSpec(unused)], check_all_inputs_used=False
-    )
+    spec = ModuleSpec(Add(x, x, name="twice"), [ModuleArgSpec(x), ModuleArgSpec(unused)], check_all_inputs_used=False)
     return Module(spec, "call", x=_leaf("x", 4, 3, dtype=dtype), unused=_leaf("u", 5, 4, 2, dtype=dtype))
 
 
@@ -337,9 +330,7 @@ def _(dtype: torch.dtype) -> Circuit:
     x, outer = symbol(1, (3,), "x"), symbol(5, (3,), "outer")
     inner = ModuleSpec(Add(x, outer, _leaf("k", 3, dtype=dtype), name="inner body"), [ModuleArgSpec(x)])
     call = Module(inner, "inner", x=Einsum.scalar_mul(outer, 2.0, "double"))
-    spec = ModuleSpec(
-        Einsum.from_einsum_string("a,a->a", call, outer, name="outer body"), [ModuleArgSpec(outer)]
-    )
+    spec = ModuleSpec(Einsum.from_einsum_string("a,a->a", call, outer, name="outer body"), [ModuleArgSpec(outer)])
     return Module(spec, "call", outer=_leaf("o", 4, 3, dtype=dtype))
 
 
@@ -382,9 +373,7 @@ def random_circuit(rng: Random, size: int = 16, modules: bool = True, shared_nam
 
 
 class _Maker:
-    def __init__(
-        self, rng: Random, modules: bool, shared_names: bool, pool: list[_Ranged], depth: int = 0
-    ) -> None:
+    def __init__(self, rng: Random, modules: bool, shared_names: bool, pool: list[_Ranged], depth: int = 0) -> None:
         self.rng, self.pool, self.depth = rng, pool, depth
         self.modules, self.shared_names = modules, shared_names
         self.count = 0
@@ -428,11 +417,7 @@ class _Maker:
         return _Ranged(Array(value, self.name()), low, high)
 
     def fits(self, node: Circuit) -> bool:
-        return (
-            node.rank <= _MOST_AXES
-            and all(isinstance(s, int) for s in node.shape)
-            and _size(node) <= _MOST_ELEMENTS
-        )
+        return node.rank <= _MOST_AXES and all(isinstance(s, int) for s in node.shape) and _size(node) <= _MOST_ELEMENTS
 
     def bounded(self, node: Circuit, low: float, high: float) -> _Ranged | None:
         if not self.fits(node):
@@ -474,9 +459,7 @@ class _Maker:
             out.insert(self.rng.randrange(len(out) + 1), self.rng.choice(out))
         if prod(sizes) > 2000 or prod(sizes[i] for i in out) > _MOST_ELEMENTS or len(out) > _MOST_AXES:
             return None
-        node = Einsum(
-            *zip([o.node for o in operands], axes, strict=True), out_axes=tuple(out), name=self.name()
-        )
+        node = Einsum(*zip([o.node for o in operands], axes, strict=True), out_axes=tuple(out), name=self.name())
         largest = prod(o.largest for o in operands) * prod(s for i, s in enumerate(sizes) if i not in out)
         return self.bounded(node, -largest, largest)
 
@@ -555,9 +538,7 @@ class _Maker:
         for _ in range(self.rng.randrange(3)):
             shape = [int(size) for size in first.node.shape]  # type: ignore[arg-type]
             shape[axis] = self.rng.choice((1, 2, 3))
-            same = [
-                p for p in self.pool if p.node.rank == len(shape) and _fits_beside(p.node.shape, shape, axis)
-            ]
+            same = [p for p in self.pool if p.node.rank == len(shape) and _fits_beside(p.node.shape, shape, axis)]
             parts.append(self.rng.choice(same) if same and self.rng.random() < 0.6 else self.array(shape))
         node = Concat(
             *(p.node for p in parts),
@@ -596,9 +577,7 @@ class _Maker:
         low, high = DOMAINS.get(name, (-_LARGEST, _LARGEST))
         if not (low <= operand.low and operand.high <= high):
             return None
-        return self.bounded(
-            GeneralFunction.new_by_name(node, spec_name=name, name=self.name()), *_image(name, operand)
-        )
+        return self.bounded(GeneralFunction.new_by_name(node, spec_name=name, name=self.name()), *_image(name, operand))
 
     def binary(self) -> _Ranged | None:
         first = self.pick()
@@ -638,15 +617,11 @@ class _Maker:
 
     def tag(self) -> _Ranged:
         operand = self.pick()
-        return _Ranged(
-            Tag(operand.node, UUID(int=self.rng.randrange(2)), self.name()), operand.low, operand.high
-        )
+        return _Ranged(Tag(operand.node, UUID(int=self.rng.randrange(2)), self.name()), operand.low, operand.high)
 
     def set_shape(self) -> _Ranged:
         operand = self.pick()
-        shape = [
-            dim(f"D{i}") if self.rng.random() < 0.5 else size for i, size in enumerate(operand.node.shape)
-        ]
+        shape = [dim(f"D{i}") if self.rng.random() < 0.5 else size for i, size in enumerate(operand.node.shape)]
         return _Ranged(SetSymbolicShape(operand.node, shape, self.name()), operand.low, operand.high)
 
     def module(self) -> _Ranged | None:
@@ -676,7 +651,14 @@ class _Maker:
         # Few outer nodes are visible in the body, among them perhaps those with outer symbols.
         visible = self.rng.sample(self.pool, min(2, len(self.pool)))
         maker = _Maker(self.rng, self.modules, self.shared_names, [*visible, *symbols], self.depth + 1)
-        return maker.make(self.rng.randrange(1, 5))
+        body = maker.make(self.rng.randrange(1, 5))
+        for each in symbols:
+            if each.node not in body.node.free_symbols and self.rng.random() < 0.8:
+                total = Einsum((each.node, tuple(range(each.node.rank))), out_axes=(), name=self.name())
+                most = each.largest * _size(each.node)
+                both = Add(body.node, total, name=self.name())
+                body = self.bounded(both, body.low - most, body.high + most) or body
+        return body
 
 
 _UNARY = [name for name in FUNCTIONS if name not in ("pow", "minimum", "maximum")]

@@ -152,15 +152,13 @@ def test_numbers_take_the_dtype_of_what_they_stand_beside() -> None:
 def test_numbers_alone_have_the_dtype_of_the_rest_of_the_circuit() -> None:
     alone = rsqrt(Scalar(4.0, (2,)))
     assert alone.torch_dtype is None
-    assert evaluate(alone).dtype is torch.get_default_dtype()
-    assert evaluate(alone, F64).dtype is F64
+    assert evaluate(alone).dtype is F64
+    assert evaluate(alone, F32).dtype is F32
     assert evaluate_many([alone, Array(tensor(2, dtype=F16))])[0].dtype is F16
 
 
 def test_a_fraction_beside_integers_is_an_error_not_a_rounded_number() -> None:
-    with pytest.raises(
-        TypeMismatchError, match=r"(?s)no whole number and stands beside integers \(int64\).*hint"
-    ):
+    with pytest.raises(TypeMismatchError, match=r"(?s)no whole number and stands beside integers \(int64\).*hint"):
         evaluate(Add(Array(torch.tensor([1, 2])), Scalar(1.5, name="one and a half")))
 
 
@@ -216,9 +214,7 @@ def count_computed(monkeypatch: pytest.MonkeyPatch) -> list[Circuit]:
 def test_given_values_are_not_computed_nor_what_is_below_them(monkeypatch: pytest.MonkeyPatch) -> None:
     free = symbol(1, (3,), "free")
     inner = exp(free, name="inner")
-    module = Module(
-        ModuleSpec(Add(symbol(2, (3,), "x"), inner), [ModuleArgSpec(symbol(2, (3,), "x"))]), x=inner
-    )
+    module = Module(ModuleSpec(Add(symbol(2, (3,), "x"), inner), [ModuleArgSpec(symbol(2, (3,), "x"))]), x=inner)
     computed = count_computed(monkeypatch)
     value = tensor(3)
     torch.testing.assert_close(evaluate_many([module], values={inner: value})[0], 2 * value)
@@ -289,9 +285,7 @@ def test_an_array_is_not_copied() -> None:
 
 def test_an_unbound_symbol_is_named() -> None:
     free = symbol(1, (3,), "tokens")
-    with pytest.raises(
-        ModuleBindingError, match=r"(?s)tokens.*unbound.*hint: replace it, circuit\.update\('tokens'"
-    ):
+    with pytest.raises(ModuleBindingError, match=r"(?s)tokens.*unbound.*hint: replace it, circuit\.update\('tokens'"):
         evaluate(Add(free, Array(tensor(3))))
 
 
@@ -321,9 +315,7 @@ def test_an_unchecked_index_is_an_error_all_the_same(token: int) -> None:
 
 def test_devices_that_do_not_mix_are_said() -> None:
     away = symbol(1, (3,), "away")
-    with pytest.raises(
-        TypeMismatchError, match=r"(?s)evaluating .*meta.*hint: are all constants on one device"
-    ):
+    with pytest.raises(TypeMismatchError, match=r"(?s)evaluating .*meta.*hint: are all constants on one device"):
         evaluate_many([Add(away, Array(tensor(3)))], values={away: torch.zeros(3, dtype=F64, device="meta")})
 
 
