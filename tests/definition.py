@@ -79,8 +79,7 @@ def _einsum(node: Einsum, known: Values) -> np.ndarray:
         for rest in product(*(range(sizes[axis]) for axis in summed)):
             where = dict(zip([*free, *summed], [*at, *rest], strict=True))
             total += math.prod(
-                float(o[tuple(where[a] for a in axes)])
-                for o, axes in zip(operands, node.in_axes, strict=True)
+                float(o[tuple(where[a] for a in axes)]) for o, axes in zip(operands, node.in_axes, strict=True)
             )
         place = dict(zip(free, at, strict=True))
         out[tuple(place[axis] for axis in node.out_axes)] = total
@@ -113,9 +112,7 @@ def _rearrange(node: Rearrange, known: Values) -> np.ndarray:
     out = np.full([math.prod(int(sizes[n]) for n in group) for group in spec.output_ints], np.nan)  # type: ignore[arg-type]
     for entry in product(*(range(int(sizes[n])) for n in used)):  # type: ignore[arg-type]
         at = dict(zip(used, entry, strict=True))
-        source, target = (
-            tuple(position(g, at) for g in side) for side in (spec.input_ints, spec.output_ints)
-        )
+        source, target = (tuple(position(g, at) for g in side) for side in (spec.input_ints, spec.output_ints))
         out[target] = x[source]
     return out
 
@@ -130,11 +127,7 @@ def _positions(index: object, size: int) -> list[int]:
 
 def _index(node: Index, known: Values) -> np.ndarray:
     (x,) = _children(node, known)
-    picked = (
-        x[np.ix_(*(_positions(i, s) for i, s in zip(node.axis_indices, x.shape, strict=True)))]
-        if x.ndim
-        else x
-    )
+    picked = x[np.ix_(*(_positions(i, s) for i, s in zip(node.axis_indices, x.shape, strict=True)))] if x.ndim else x
     gone = tuple(axis for axis, i in enumerate(node.axis_indices) if isinstance(i, int))
     return picked.squeeze(gone)
 
