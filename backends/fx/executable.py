@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import fx
 
 from tapeout.backends.fx.lower import lower
+from tapeout.backends.fx.source import readable
 from tapeout.ir import Circuit, Symbol
 
 
 class FxExecutable:
-    """A GraphModule and its source."""
+    """A GraphModule to call.
+
+    Attributes:
+        module: the GraphModule. Its weights are parameters that want no gradient; set `requires_grad` on
+            them, or give inputs that want one, and call `module` itself: calls of this object record nothing.
+    """
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
 
     @property
     def source(self) -> str:
-        return self.module.code
+        return readable(self.module.code)
 
     def __call__(self, *values: torch.Tensor) -> Any:
         with torch.inference_mode():
             return self.module(*values)
 
     def to(self, device: torch.device) -> FxExecutable:
-        from copy import deepcopy
-
         return FxExecutable(deepcopy(self.module).to(device))
 
 

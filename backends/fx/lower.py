@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,14 +111,15 @@ class Lowering:
     def _lower(self, node: Circuit) -> fx.Node:
         rule = RULES.get(type(node))
         if rule is None:
-            raise UnsupportedError(f"fx has no rule for {node.kind} ({node!r})", hint="inline modules and sample variables first")
+            raise UnsupportedError(f"fx has no rule for {node.kind} ({node!r})", hint="add it to RULES")
         try:
             return rule(self, node, ())
         except TapeoutError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
             raise LoweringError(
-                f"lowering {self.name_of(node)} ({node!r}) to fx failed: {error}", hint="report it with the circuit's text"
+                f"lowering {self.name_of(node)} ({node!r}) to fx failed: {error}",
+                hint="report it with the circuit's text",
             ) from error
 
     # -- building
@@ -131,7 +133,7 @@ class Lowering:
         if node not in self.nodes:
             constant = self.weights.value(node)
             if constant is None:
-                raise LoweringError(f"{node!r} was not lowered before its reader", hint="report it with the circuit's text")
+                raise LoweringError(f"{node!r} was not lowered before its reader", hint="report it")
             self.nodes[node] = self.constant(constant, node)
         return self.nodes[node]
 
@@ -211,7 +213,9 @@ class Lowering:
 def _scalar(low: Lowering, node: Scalar, _: Args) -> fx.Node:
     value = torch.full((), node.value, dtype=low.weights.dtype, device=low.weights.device)
     attribute = low.constant(value, node)
-    return attribute if not node.shape else low.call(torch.broadcast_to, attribute, tuple(low.size(s) for s in node.shape))
+    if not node.shape:
+        return attribute
+    return low.call(torch.broadcast_to, attribute, tuple(low.size(size) for size in node.shape))
 
 
 def _symbol(low: Lowering, node: Symbol, _: Args) -> fx.Node:
@@ -419,15 +423,18 @@ def _taken_as_tensor(spec: object, node: GeneralFunction, child: Circuit) -> boo
     return isinstance(spec, Linear) and child is not node.children[0]
 
 
-def _refused(reason: str) -> Rule:
-    def rule(low: Lowering, node: Circuit, _: Args) -> fx.Node:
-        raise UnsupportedError(f"fx cannot lower {node!r}: {reason}", hint=reason)
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The rule of what is not lowered, and why."""
 
-    return rule
+    reason: str
+
+    def __call__(self, low: Lowering, node: Circuit, _: Args) -> fx.Node:
+        raise UnsupportedError(f"fx cannot lower {node!r}: {self.reason}", hint=self.reason)
 
 
 RULES: dict[type[Circuit], Rule] = {
-    Array: _refused("an Array is a constant and no call"),
+    Array: Refused("an Array is a constant and no call"),
     Scalar: _scalar,
     Symbol: _symbol,
     Add: _add,
@@ -439,8 +446,8 @@ RULES: dict[type[Circuit], Rule] = {
     GeneralFunction: _function,
     Tag: _pass_on,
     SetSymbolicShape: _pass_on,
-    Module: _refused("modules are inlined before lowering"),
-    DiscreteVar: _refused("sample random variables first"),
+    Module: Refused("modules are inlined before lowering"),
+    DiscreteVar: Refused("sample random variables first"),
 }
 """For every kind its rule, or why there is none."""
 
@@ -533,7 +540,8 @@ def _linear(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
     shared = [axis for axis in spec.x_axes if axis in spec.weight_axes]
     rows = [axis for axis in spec.x_axes if axis not in shared]
     columns = [axis for axis in spec.out_axes if axis not in spec.x_axes]
-    sizes: dict[int, Size] = dict(zip(spec.x_axes, x.shape, strict=True)) | dict(zip(spec.weight_axes, weight.shape, strict=True))
+    sizes: dict[int, Size] = dict(zip(spec.x_axes, x.shape, strict=True))
+    sizes |= zip(spec.weight_axes, weight.shape, strict=True)
     shared = _memory_order(low, weight, spec.weight_axes, shared)
     value = low.permute(args[0], [spec.x_axes.index(axis) for axis in rows + shared])
     inner = [sizes[axis] for axis in shared]
@@ -544,12 +552,11 @@ def _linear(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
     flat = low.weights.pack(matrix, [_count(width), _count(inner)])
     shift = None
     if bias and spec.bias_axes is not None:
-        shift = _tensor(low, bias[0]).permute([spec.bias_axes.index(axis) for axis in columns if axis in spec.bias_axes])
-        shift = shift.reshape([size if axis in spec.bias_axes else 1 for axis, size in zip(columns, width, strict=True)])
+        own = [axis for axis in columns if axis in spec.bias_axes]
+        shift = _tensor(low, bias[0]).permute([spec.bias_axes.index(axis) for axis in own])
+        shift = shift.reshape([size if axis in own else 1 for axis, size in zip(columns, width, strict=True)])
         shift = low.weights.pack(shift.expand(width), [_count(width)])
-    out = low.call(
-        F.linear, value, low.constant(flat, weight), None if shift is None else low.constant(shift, bias[0])
-    )
+    out = low.call(F.linear, value, low.constant(flat, weight), None if shift is None else low.constant(shift, bias[0]))
     if len(columns) != 1:
         out = low.call(torch.unflatten, out, -1, tuple(width)) if columns else low.call(torch.squeeze, out, -1)
     return low.permute(out, [(rows + columns).index(axis) for axis in spec.out_axes])
@@ -588,9 +595,7 @@ def _attention(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
     spec: Any = node.spec
     q, k, v, *mask = args
     allowed = low.call(operator.gt, mask[0], 0) if mask else None
-    return low.call(
-        F.scaled_dot_product_attention, q, k, v, attn_mask=allowed, is_causal=spec.causal, scale=spec.scale
-    )
+    return low.call(F.scaled_dot_product_attention, q, k, v, attn_mask=allowed, is_causal=spec.causal, scale=spec.scale)
 
 
 FUNCTION_RULES: dict[object, Rule] = {

@@ -76,7 +76,10 @@ class Weights:
         return value
 
     def add(self, value: torch.Tensor, name: str, content: str | None = None) -> str:
-        """The attribute that holds the tensor; a new one, called after `name`, for memory (or content) not seen before."""
+        """The attribute that holds the tensor.
+
+        A new one, called after `name`, for memory (or content) not seen before.
+        """
         key: tuple[Any, ...] = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
         if content is not None:
             key = (content,)

@@ -1,0 +1,115 @@
+"""What each backend supports: every kind of node and every function, by a rule or by a reason why not.
+
+`docs/support.md` is generated here; `pytest --update-golden` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import CASES, KINDS, tensor
+
+from tapeout.backends.fx import lower
+from tapeout.backends.fx.lower import FUNCTION_RULES, RULES, Refused
+from tapeout.backends.reference.evaluate import _RULES as REFERENCE_RULES
+from tapeout.compiler.compile import BACKENDS
+from tapeout.ir import Add, Array, Circuit, DiscreteVar, Module, ModuleArgSpec, ModuleSpec, Symbol
+from tapeout.ir.errors import UnsupportedError
+from tapeout.ir.functions import FUNCTIONS, Cast, GenIndex
+from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
+from tapeout.passes.execution import Origins
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
+
+PARAMETRISED: dict[str, type] = {"gen_index": GenIndex, "cast": Cast}
+KERNELS: dict[str, type] = {
+    "linear": Linear, "layer_norm": LayerNorm, "rms_norm": RMSNorm, "attention": Attention,
+}  # fmt: skip
+"""Functions that only the compiler makes."""
+
+NOTES: dict[type[Circuit], str] = {
+    Array: "a parameter or buffer of the module, held once by content",
+    Symbol: "an argument",
+    Module: "inlined first, by every backend",
+    DiscreteVar: "an argument, or sampled first",
+}
+"""How the kinds without a rule get to a backend all the same."""
+
+
+def functions() -> dict[str, object]:
+    """Every function by name: what it is listed under in a table of rules."""
+    return {name: name for name in FUNCTIONS} | PARAMETRISED | KERNELS
+
+
+def page() -> str:
+    lines = [
+        "# What the backends support",
+        "",
+        "Generated from the tables of rules by `pytest tests/backends/test_support.py --update-golden`.",
+        "",
+        f"The backends of `compile` are {', '.join(BACKENDS)}. All of them run the fx module, and support what fx does.",
+        "`reference` is what they are compared with.",
+        "",
+        "## Kinds of nodes",
+        "",
+        "| kind | reference | fx |",
+        "|---|---|---|",
+    ]
+    for kind in KINDS:
+        lines.append(f"| {kind.__name__} | {_reference(kind)} | {_of_kind(RULES, kind)} |")
+    lines += ["", "## Functions", "", "| function | reference | fx |", "|---|---|---|"]
+    for name, key in functions().items():
+        made = " (made by the compiler)" if name in KERNELS else ""
+        lines.append(f"| {name}{made} | definition | {'rule' if key in FUNCTION_RULES else 'none'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _reference(kind: type[Circuit]) -> str:
+    if kind is Module:
+        return "inlined first"
+    return {Symbol: "bound first", DiscreteVar: "sampled first"}.get(kind, "rule")
+
+
+def _of_kind(rules: Mapping[type[Circuit], Any], kind: type[Circuit]) -> str:
+    rule = rules[kind]
+    if kind in NOTES:
+        return NOTES[kind]
+    return f"none: {rule.reason}" if isinstance(rule, Refused) else "rule"
+
+
+def test_the_page_says_what_the_tables_say(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-golden"):
+        PAGE.write_text(page(), encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew with --update-golden"
+
+
+def test_fx_has_a_rule_or_a_reason_for_every_kind_and_function() -> None:
+    assert set(RULES) == set(KINDS)
+    assert set(functions().values()) == set(FUNCTION_RULES)
+    assert all(
+        isinstance(rule, Refused) and rule.reason
+        for kind, rule in RULES.items()
+        if kind in NOTES and kind is not Symbol
+    )
+
+
+def test_the_reference_has_a_rule_for_every_kind() -> None:
+    assert set(REFERENCE_RULES) | {Module} == set(KINDS)
+
+
+def test_every_function_has_a_case() -> None:
+    for name in FUNCTIONS:
+        assert f"function {name}" in CASES, name
+
+
+def test_what_is_refused_says_so() -> None:
+    x = Symbol.new_with_random_uuid((3,), "x")
+    call = Module(ModuleSpec(Add(x, Array(tensor(3), "k")), [ModuleArgSpec(x)]), "call", x=Array(tensor(3), "y"))
+    with pytest.raises(UnsupportedError, match="sample"):
+        lower([DiscreteVar(Array(tensor(2, 3), "rows"))], [], Origins(), torch.float64)
+    with pytest.raises(UnsupportedError, match="inlined"):
+        lower([call], [x], Origins(), torch.float64)
