@@ -20,6 +20,7 @@ from tapeout.tasks.ioi import set_default_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 SEED = Path(__file__).with_name("seed_walk.txt")
 EXAMPLE = ROOT / "examples" / "ioi_model_loading.py"
+README = ROOT / "README.md"
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +144,44 @@ def test_example_from_the_shell(
     monkeypatch.setattr("sys.argv", [str(EXAMPLE), str(tmp_path), "-n", "1"])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert "mean over 1 prompts: " in capsys.readouterr().out
+
+
+# -- the README
+
+
+def test_readme_block(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs as it stands, but for the model and its head."""
+    (block,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    for written, here in (('"smollm2-135m"', repr(str(tmp_path))), ("a23.h3", "a1.h1")):
+        assert block.count(written) == 1
+        block = block.replace(written, here)
+    tokenizer = tiny.word_tokenizer()
+    model = tiny.gpt2(len(tokenizer))
+    tiny.save(model, tmp_path, tokenizer)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+
+    data = names["data"]
+    last = logits_of(model, data.prompts_toks)[:, -1]
+    rows = torch.arange(len(data))
+    whole = last[rows, data.io_tokenIDs] - last[rows, data.s_tokenIDs]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"whole: {whole.mean():.2f} ± {whole.std():.2f}"
+
+    def silence(_: object, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        mixed = inputs[0].clone()
+        mixed[:, -1, 4:8] = 0.0  # head 1 of two
+        return (mixed,)
+
+    model.transformer.h[1].attn.c_proj.register_forward_pre_hook(silence)
+    last = logits_of(model, data.prompts_toks)[:, -1]
+    ablated = last[rows, data.io_tokenIDs] - last[rows, data.s_tokenIDs]
+    assert second == f"without head 23.3: {ablated.mean():.2f} ± {ablated.std():.2f}"
+    assert first.partition(":")[2] != second.partition(":")[2]
+
+
+@pytest.mark.parametrize("document", [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"])
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
