@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
+from opt_einsum import contract_path
 
-from tapeout.ir import Array, Circuit, Einsum, GeneralFunction, Symbol, postorder
+from tapeout.ir import Array, Circuit, Einsum, GeneralFunction, Index, Rearrange, postorder
+from tapeout.ir.axis_index import Picks
+from tapeout.ir.einsum import write_einsum
 from tapeout.ir.kernels import Attention, Linear
 from tapeout.ir.sizes import Size
 
-_VIEWS = frozenset(("Index", "Rearrange", "Tag", "SetSymbolicShape", "Scalar", "Array", "Symbol"))
+_VIEWS = frozenset(("Tag", "SetSymbolicShape", "Scalar", "Array", "Symbol"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Cost:
     def of(roots: Sequence[Circuit], batch: int, dtype: torch.dtype, packed_bytes: int = 0) -> Cost:
         """Counts. Symbolic sizes (the batch) are taken to be `batch`."""
         order = list(postorder(*roots))
-        working = [node for node in order if node.kind not in _VIEWS]
+        working = [node for node in order if not _is_view(node)]
         width = dtype.itemsize
         return Cost(
             flops=sum(_flops(node, batch) for node in working),
@@ -57,6 +61,16 @@ class Cost:
             peak_activation_bytes=_peak(order, roots, batch, width),
             nodes=len(working),
         )
+
+
+def _is_view(node: Circuit) -> bool:
+    """Whether the node takes no work: constants, inputs, and what only looks at a value in another way."""
+    if isinstance(node, Rearrange):
+        read = {number for group in node.spec.input_ints for number in group}
+        return all(number in read for group in node.spec.output_ints for number in group)
+    if isinstance(node, Index):
+        return not any(isinstance(index, Picks) for index in node.axis_indices)
+    return node.kind in _VIEWS
 
 
 def size_of(size: Size, batch: int) -> int:
@@ -82,9 +96,10 @@ def _bytes(node: Circuit, batch: int, width: int) -> int:
 
 def _flops(node: Circuit, batch: int) -> int:
     if isinstance(node, Einsum):
-        return _product_flops(node.children, node.in_axes, batch)
+        return _product_flops(node.children, node.in_axes, node.out_axes, batch)
     if isinstance(node, GeneralFunction) and isinstance(node.spec, Linear):
-        return _product_flops(node.children[:2], (node.spec.x_axes, node.spec.weight_axes), batch)
+        spec = node.spec
+        return _product_flops(node.children[:2], (spec.x_axes, spec.weight_axes), spec.out_axes, batch)
     if isinstance(node, GeneralFunction) and isinstance(node.spec, Attention):
         q, k = node.children[:2]
         keys = size_of(k.shape[-2], batch)
@@ -92,16 +107,17 @@ def _flops(node: Circuit, batch: int) -> int:
     return elements(node, batch)
 
 
-def _product_flops(children: Sequence[Circuit], axes: Sequence[tuple[int, ...]], batch: int) -> int:
-    sizes = {
-        axis: size_of(size, batch)
-        for child, own in zip(children, axes, strict=True)
-        for axis, size in zip(own, child.shape, strict=True)
-    }
-    out = 1
-    for size in sizes.values():
-        out *= size
-    return 2 * out if sum(bool(own) for own in axes) > 1 else out
+def _product_flops(
+    children: Sequence[Circuit], axes: Sequence[tuple[int, ...]], out: tuple[int, ...], batch: int
+) -> int:
+    """Two for each multiplication whose result is added up, one for each that is not; many operands go in pairs."""
+    operands = [(child, own) for child, own in zip(children, axes, strict=True) if own]
+    sizes = {axis: size_of(size, batch) for child, own in operands for axis, size in zip(own, child.shape, strict=True)}
+    if len(operands) > 2:
+        shapes = [[sizes[axis] for axis in own] for _, own in operands]
+        text = write_einsum(tuple(own for _, own in operands), tuple(dict.fromkeys(out)))
+        return int(contract_path(text, *shapes, shapes=True)[1].opt_cost)
+    return prod(sizes.values()) * (2 if len(operands) > 1 and set(sizes) - set(out) else 1)
 
 
 def _weight_bytes(order: Sequence[Circuit], dtype: torch.dtype) -> int:
@@ -116,16 +132,21 @@ def _weight_bytes(order: Sequence[Circuit], dtype: torch.dtype) -> int:
 
 
 def _peak(order: Sequence[Circuit], roots: Sequence[Circuit], batch: int, width: int) -> int:
-    readers = Counter(child for node in order for child in set(node.children))
-    readers.update(set(roots))
+    """Values are freed after their last reader; what is a view of a value keeps it."""
+    owner: dict[Circuit, Circuit] = {}
+    for node in order:
+        owner[node] = owner[node.children[0]] if _is_view(node) and node.children else node
+    reads = {node: {owner[child] for child in node.children} for node in order if owner[node] is node}
+    readers = Counter(value for values in reads.values() for value in values)
+    readers.update({owner[root] for root in roots})
     alive = peak = 0
     held: dict[Circuit, int] = {}
-    for node in order:
-        held[node] = 0 if node.kind in _VIEWS and not isinstance(node, Symbol) else _bytes(node, batch, width)
+    for node, values in reads.items():
+        held[node] = 0 if node.kind in ("Array", "Scalar") else _bytes(node, batch, width)
         alive += held[node]
         peak = max(peak, alive)
-        for child in set(node.children):
-            readers[child] -= 1
-            if readers[child] == 0:
-                alive -= held[child]
+        for value in values:
+            readers[value] -= 1
+            if readers[value] == 0:
+                alive -= held[value]
     return peak

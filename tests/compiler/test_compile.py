@@ -124,7 +124,7 @@ def test_leaves_that_become_inputs(seed: int) -> None:
         rows = [
             opened.update(
                 Matcher.circuits(*symbols.values()),
-                lambda node, row=row: Array(given_[node.name][row], node.name),  # type: ignore[misc]
+                lambda node, row=row, values=given_: Array(values[node.name][row], node.name),  # type: ignore[misc]
             ).evaluate("float64")
             for row in range(count)
         ]
