@@ -13,8 +13,12 @@ from tapeout.ir.dtypes import dtype_name
 from tapeout.ir.errors import DataError, MatchError, ModuleBindingError, ShapeError, TypeMismatchError
 from tapeout.ir.functions import GenIndex
 from tapeout.ir.sizes import dim, format_shape, is_concrete
+from tapeout.passes.execution import Origins
+from tapeout.passes.inline import Inline
 
 BATCH = dim("BATCH")
+_PASS_ON = frozenset(("Index", "Rearrange", "Concat", "Tag", "SetSymbolicShape"))
+"""Kinds whose entries are those of their children."""
 _NAMESPACE = UUID("0d3a5b58-3c0f-4a39-9b8e-6b7f2f9e4c11")
 
 
@@ -55,7 +59,11 @@ def find_inputs(
         ShapeError: if an input has symbolic sizes.
     """
     nodes = [_input_node(roots, name) for name in names]
+    if len(set(nodes)) < len(nodes):
+        twice = sorted({node.name for node in nodes if nodes.count(node) > 1})
+        raise MatchError(f"inputs are named twice: {', '.join(twice)}", hint="name each once")
     roots = list(roots)
+    inlined = Inline().run_many(tuple(roots), Origins())
     constants = next(
         (node.torch_dtype for node in postorder(*roots) if isinstance(node, Array) and node.value.is_floating_point()),
         dtype,
@@ -63,7 +71,7 @@ def find_inputs(
     inputs = []
     for name, node in zip(names, nodes, strict=True):
         label = name if isinstance(name, str) else node.name
-        limit = _index_limit(roots, node)
+        limit = _index_limit(inlined, node)
         kind = node.torch_dtype or (torch.int64 if limit is not None else dtype)
         if not kind.is_floating_point and node.torch_dtype is None and limit is None:
             kind = dtype
@@ -106,10 +114,10 @@ def _input_node(roots: Sequence[Circuit], name: str | Circuit) -> Circuit:
 
 def _index_limit(roots: Sequence[Circuit], node: Circuit) -> int | None:
     """The smallest axis that the node, or entries of it, index; None if it indexes nothing."""
-    aliases = {node}
+    aliases = {node, node if isinstance(node, Symbol) else node.rename(None)}
     limits = []
     for each in postorder(*roots):
-        if each.kind in ("Index", "Rearrange") and each.children[0] in aliases:
+        if each.kind in _PASS_ON and not aliases.isdisjoint(each.children):
             aliases.add(each)
         if isinstance(each, GeneralFunction) and isinstance(each.spec, GenIndex) and each.children[1] in aliases:
             x, index = each.children

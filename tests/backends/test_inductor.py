@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,6 +17,7 @@ from splits import by_head_and_position, difference
 from tolerances import assert_close
 
 from tapeout.backends.inductor import cuda_graphs
+from tapeout.backends.inductor.aot import AotExecutable
 from tapeout.backends.inductor.examples import filled_up
 from tapeout.backends.inductor.executable import InductorExecutable, check_compiler
 from tapeout.compiler import Compiled, compile, compile_many
@@ -59,6 +62,17 @@ def test_the_catalogue(rows: int) -> None:
     for value, expected in zip(found, batch.wanted(rows), strict=True):
         assert_close(value, expected, F64)
     assert graphs() == before
+
+
+@pytest.mark.slow
+def test_the_catalogue_ahead_of_time(tmp_path: Path) -> None:
+    batch, compiled = catalogue()
+    compiled.executable.save(tmp_path / "model.pt2")  # type: ignore[attr-defined]
+    loaded = replace(compiled, executable=AotExecutable(tmp_path / "model.pt2", torch.device("cpu")))
+    for rows in (3, 1, 8):
+        found = as_tuple(loaded(**batch.values(F64, rows)))
+        for value, expected in zip(found, batch.wanted(rows), strict=True):
+            assert_close(value, expected, F64)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def page() -> str:
         "",
         "Generated from the tables of rules by `pytest tests/backends/test_support.py --update-golden`.",
         "",
-        f"The backends of `compile` are {', '.join(BACKENDS)}. All of them run the fx module, and support what fx does.",
+        f"The backends of `compile` are {', '.join(BACKENDS)}. All run the fx module, and support what fx does.",
         "`reference` is what they are compared with.",
         "",
         "## Kinds of nodes",

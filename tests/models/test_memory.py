@@ -38,7 +38,9 @@ def copies(circuit: Circuit, model: Any) -> set[str]:
 
 
 # Seeds of their own: an Array of equal content that another test keeps alive would be the same node.
-@pytest.mark.parametrize("make", [partial(gpt2, seed=41), partial(llama, seed=42), partial(gpt2, seed=43, tie_word_embeddings=False)])
+@pytest.mark.parametrize(
+    "make", [partial(gpt2, seed=41), partial(llama, seed=42), partial(gpt2, seed=43, tie_word_embeddings=False)]
+)
 def test_every_array_is_a_view_of_a_weight(make: Callable[[], Any]) -> None:
     model = make()
     circuits, _ = circuit_of(model)
