@@ -121,7 +121,7 @@ def _index_limit(roots: Sequence[Circuit], node: Circuit) -> int | None:
             aliases.add(each)
         if isinstance(each, GeneralFunction) and isinstance(each.spec, GenIndex) and each.children[1] in aliases:
             x, index = each.children
-            size = x.shape[each.spec._axis(x.shape, index.shape)]
+            size = x.shape[each.spec.axis_of(each)]
             limits += [size] if isinstance(size, int) else []
     return min(limits, default=None)
 
