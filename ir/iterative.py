@@ -267,9 +267,9 @@ class IterativeMatcher:
     restrict = filter
 
     def children_matcher(self, child_numbers: set[int]) -> IterativeMatcher:
-        """Matches the children of these numbers of what this matcher matches."""
+        """Matches the children of these numbers of what this matcher matches; a search raises MatchError without them."""
         numbers = frozenset(child_numbers)
-        return self._children(lambda _: numbers)
+        return self._children(lambda node: _existing(node, numbers))
 
     def spec_circuit_matcher(self) -> IterativeMatcher:
         """Matches the body of the modules that this matcher matches."""
@@ -287,6 +287,9 @@ class IterativeMatcher:
 
     def _children(self, choose: Callable[[Circuit], frozenset[int]]) -> IterativeMatcher:
         return IterativeMatcher._new(_ChildrenOf(self.state, choose))
+
+    def __repr__(self) -> str:
+        return f"IterativeMatcher({self.state})".replace("(_", "(").replace("=_", "=")
 
     def get(self, circuit: Circuit) -> set[Circuit]:
         return circuit.get(self)
@@ -309,6 +312,15 @@ class IterativeMatcher:
 
     def __bool__(self) -> bool:
         raise TypeMismatchError("a matcher has no truth value", hint="combine matchers with & and |, not with and / or")
+
+
+def _existing(node: Circuit, numbers: frozenset[int]) -> frozenset[int]:
+    for number in sorted(numbers):
+        if not 0 <= number < len(node.children):
+            raise MatchError(
+                f"{node!r} has no child {number}", hint=f"it has {len(node.children)} children, numbered from 0"
+            )
+    return numbers
 
 
 def _module(node: Circuit) -> Module:
