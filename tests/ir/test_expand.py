@@ -127,9 +127,7 @@ class TestModulesThatHaveABatch:
         self.check(heads(Add(X, Y), X, Y, x=HEADS, y=ONE), {ONE: batched(ONE, (5,))})
 
     def test_both_arguments(self) -> None:
-        self.check(
-            heads(Add(X, Y), X, Y, x=HEADS, y=ONE), {HEADS: batched(HEADS, (5,)), ONE: batched(ONE, (5,))}
-        )
+        self.check(heads(Add(X, Y), X, Y, x=HEADS, y=ONE), {HEADS: batched(HEADS, (5,)), ONE: batched(ONE, (5,))})
 
     def test_a_constant_in_its_body(self) -> None:
         self.check(heads(Add(X, C), X, x=HEADS), {C: batched(C, (5,))})
@@ -142,10 +140,7 @@ class TestModulesThatHaveABatch:
         module = heads(Add(inner, X, C), X, x=HEADS)
         new = Array(tensor(5, 3, seed=9), "new")
         expanded = replace_nodes(module, {inner: new}.get)
-        rows = [
-            evaluate(module.update("inner", lambda _, row=row: Array(row.clone(), "row")))
-            for row in new.value
-        ]  # type: ignore[misc]
+        rows = [evaluate(module.update("inner", lambda _, row=row: Array(row.clone(), "row"))) for row in new.value]  # type: ignore[misc]
         torch.testing.assert_close(evaluate(expanded), torch.stack(rows))
 
     def test_a_free_symbol_in_its_body(self) -> None:
@@ -179,9 +174,7 @@ def test_a_bound_symbol_means_the_same_in_a_replacement_inside_the_body() -> Non
 
 
 def test_a_bound_symbol_cannot_be_replaced() -> None:
-    with pytest.raises(
-        ModuleBindingError, match=r"(?s)bound by module 'call'.*hint: replace the module's argument"
-    ):
+    with pytest.raises(ModuleBindingError, match=r"(?s)bound by module 'call'.*hint: replace the module's argument"):
         replace_nodes(heads(Add(X, C), X, x=ONE), {X: C}.get)
 
 
@@ -213,9 +206,7 @@ def test_batch_axes_of_different_sizes_do_not_mix_and_size_1_is_no_exception() -
     total = Add(ONE, C)
     for sizes in ((2, 3), (1, 3)):
         table = {ONE: batched(ONE, sizes[:1]), C: batched(C, sizes[1:])}
-        with pytest.raises(
-            ShapeError, match=r"(?s)batch axes of .* do not agree: \[\d\] and \[3\].*outer product"
-        ):
+        with pytest.raises(ShapeError, match=r"(?s)batch axes of .* do not agree: \[\d\] and \[3\].*outer product"):
             replace_nodes(total, table.get)
 
 
@@ -227,9 +218,7 @@ def test_a_child_of_smaller_rank_is_no_expansion() -> None:
 
 def test_a_random_variable_is_not_expanded_over_its_values() -> None:
     variable = DiscreteVar(HEADS, name="variable")
-    with pytest.raises(
-        ShapeError, match=r"(?s)'variable' cannot be expanded.*hint: replace the variable itself"
-    ):
+    with pytest.raises(ShapeError, match=r"(?s)'variable' cannot be expanded.*hint: replace the variable itself"):
         replace_nodes(variable, {HEADS: batched(HEADS, (5,))}.get)
 
 

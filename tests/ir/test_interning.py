@@ -211,8 +211,7 @@ class TestArraysByContent:
         monkeypatch.setattr(module, "_CHUNK", 8)
         value = tensor(7, 5, 3, seed=4)
         hashes = {
-            module.hash_tensor(v)
-            for v in (value, value.clone(), value.permute(2, 0, 1).contiguous().permute(1, 2, 0))
+            module.hash_tensor(v) for v in (value, value.clone(), value.permute(2, 0, 1).contiguous().permute(1, 2, 0))
         }
         assert len(hashes) == 1
         assert module.hash_tensor(value.permute(1, 0, 2)) not in hashes
@@ -277,9 +276,7 @@ class TestArraysByContent:
         assert torch.equal(node.value, tensor(5, seed=9))
 
     def test_only_tensors(self) -> None:
-        with pytest.raises(
-            TypeMismatchError, match=r"(?s)not list.*'w'.*hint: wrap numbers with torch\.tensor"
-        ):
+        with pytest.raises(TypeMismatchError, match=r"(?s)not list.*'w'.*hint: wrap numbers with torch\.tensor"):
             Array([1, 2], "w")  # type: ignore[arg-type]
 
     def test_randn_is_deterministic_by_seed_and_leaves_global_state_alone(self) -> None:
@@ -304,9 +301,7 @@ class TestFreeing:
 
     def test_a_dropped_circuit_is_freed(self) -> None:
         self.check_freed(
-            lambda: Add(
-                exp(Array(tensor(4, seed=20), "own x"), "own exp"), Scalar(7.25, (), "own s"), name="own"
-            )
+            lambda: Add(exp(Array(tensor(4, seed=20), "own x"), "own exp"), Scalar(7.25, (), "own s"), name="own")
         )
 
     def test_a_module_and_what_it_remembers_of_its_body(self) -> None:
@@ -326,10 +321,7 @@ class TestFreeing:
         circuit = exp(Array(value, "big").index(I[5:]))
         circuit.evaluate()
         del value
-        assert (
-            next(n for n in postorder(circuit) if isinstance(n, Array)).value.untyped_storage().data_ptr()
-            == pointer
-        )
+        assert next(n for n in postorder(circuit) if isinstance(n, Array)).value.untyped_storage().data_ptr() == pointer
         del circuit
         gc.collect()
         assert reference() is None

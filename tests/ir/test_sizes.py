@@ -75,9 +75,7 @@ def test_sums_are_sums_or_unknown(left: Size, right: Size, values: dict[str, int
 
 
 @given(sizes, sizes, assignments)
-def test_quotients_are_quotients_unknown_or_impossible(
-    left: Size, right: Size, values: dict[str, int]
-) -> None:
+def test_quotients_are_quotients_unknown_or_impossible(left: Size, right: Size, values: dict[str, int]) -> None:
     quotient = divide(left, right)
     numbers = at(left, values), at(right, values)
     if quotient is None:
@@ -93,9 +91,7 @@ def test_a_product_divided_is_the_other_factor(left: Size, right: Size) -> None:
 
 
 @given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=4), assignments)
-def test_sizes_that_are_equal_for_some_values_unify(
-    pairs: list[tuple[Size, Size]], values: dict[str, int]
-) -> None:
+def test_sizes_that_are_equal_for_some_values_unify(pairs: list[tuple[Size, Size]], values: dict[str, int]) -> None:
     """Whatever was learnt holds for all values that make every pair equal; none is called a mismatch."""
     unifier = Unifier()
     equal = all(at(left, values) == at(right, values) for left, right in pairs)
@@ -191,9 +187,7 @@ def test_a_module_takes_arguments_of_any_agreeing_size_and_conforms_to_them() ->
     x, y = Symbol.new_with_none_uuid((SEQ, 3), "x"), Symbol.new_with_none_uuid((SEQ, dim("HID")), "y")
     body = Rearrange.from_string(Add(x, x), "s c -> (s c)", "body")
     for count in (4, 7):
-        call = Module(
-            ModuleSpec(body, [ModuleArgSpec(x)]), "call", x=Symbol.new_with_none_uuid((count, 3), "arg")
-        )
+        call = Module(ModuleSpec(body, [ModuleArgSpec(x)]), "call", x=Symbol.new_with_none_uuid((count, 3), "arg"))
         assert call.shape == (3 * count,)
         assert call.children[0].shape == (3 * SEQ,)
         conformed = call.conform_to_input_shapes()

@@ -447,9 +447,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[TapeoutError], str]] = {
     ),
     "batch axes of an unused argument": (
         lambda: Module(
-            ModuleSpec(
-                S, [ModuleArgSpec(S), ModuleArgSpec(symbol(5, (), "unused"))], check_all_inputs_used=False
-            ),
+            ModuleSpec(S, [ModuleArgSpec(S), ModuleArgSpec(symbol(5, (), "unused"))], check_all_inputs_used=False),
             s=X,
             unused=array(4),
         ),
@@ -462,9 +460,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[TapeoutError], str]] = {
         r"binds symbols that do not occur in it: <s \[3\] Symbol>.*check_all_inputs_used=False",
     ),
     "symbols of one name": (
-        lambda: ModuleSpec(
-            Add(S, symbol(9, (3,), "s")), [ModuleArgSpec(S), ModuleArgSpec(symbol(9, (3,), "s"))]
-        ),
+        lambda: ModuleSpec(Add(S, symbol(9, (3,), "s")), [ModuleArgSpec(S), ModuleArgSpec(symbol(9, (3,), "s"))]),
         ModuleBindingError,
         "several arguments of one name: s.*check_unique_arg_names=False",
     ),
@@ -474,16 +470,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[TapeoutError], str]] = {
         "several arguments of one name: None",
     ),
     "capture on substitution": (
-        lambda: substitute_symbols(
-            bound(ModuleArgSpec(S), body=Add(S, T), s=ROW), {T: Add(S, Scalar(0.0, (2, 3)))}
-        ),
+        lambda: substitute_symbols(bound(ModuleArgSpec(S), body=Add(S, T), s=ROW), {T: Add(S, Scalar(0.0, (2, 3)))}),
         ModuleBindingError,
         r"inside module 'call' would capture <s \[3\] Symbol>.*another uuid",
     ),
     "capture by a call": (
-        lambda: module_new_bind(
-            bound(ModuleArgSpec(S), body=Add(S, T), s=ROW), ("t", Add(S, X))
-        ).substitute(),
+        lambda: module_new_bind(bound(ModuleArgSpec(S), body=Add(S, T), s=ROW), ("t", Add(S, X))).substitute(),
         ModuleBindingError,
         "would capture",
     ),
@@ -542,9 +534,7 @@ class TestDtypes:
 
     def test_functions_keep_them(self) -> None:
         half = array(2, 4, dtype=F16)
-        assert {f(half).dtype for f in (sin, softmax, abs, relu, step, rotate_half, max, last_dim_size)} == {
-            "float16"
-        }
+        assert {f(half).dtype for f in (sin, softmax, abs, relu, step, rotate_half, max, last_dim_size)} == {"float16"}
         assert {f(WHERE).dtype for f in (abs, relu, step, max, last_dim_size)} == {"int64"}
         assert GeneralFunction.gen_index(half, WHERE, 0).dtype == "float16"
         assert GeneralFunction.new_cast(half, output=TorchDeviceDtypeOp(dtype="int64")).torch_dtype is I64
