@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
@@ -62,19 +63,19 @@ class RandomSampleSpec:
 
     Args:
         shape: the leading axes of the result; all groups are sampled along them independently.
-        seed: where the random numbers start; never global state.
+        seed: where the random numbers start; never global state. A group's samples depend on it and on
+            the group's place among those of the circuit.
     """
 
     shape: tuple[int, ...] = ()
     seed: int = 0
 
     def picks(self, groups: Sequence[Circuit]) -> list[tuple[Circuit, torch.Tensor | None]]:
+        if any(size < 1 for size in self.shape):
+            raise DataError(f"random samples of shape {list(self.shape)}", hint="every size must be at least 1")
         generator = torch.Generator().manual_seed(self.seed)
-        count = 1
-        for size in self.shape:
-            count *= size
         return [
-            (group, torch.multinomial(_probabilities(group), count, replacement=True, generator=generator))
+            (group, torch.multinomial(_probabilities(group), prod(self.shape), replacement=True, generator=generator))
             for group in groups
         ]
 
@@ -96,7 +97,9 @@ class Sampler:
         `RunDiscreteVarAllSpec`.
 
         Raises:
-            DataError: if a group of the circuit is not in the spec.
+            DataError: if a group of the circuit is not in the spec, or cannot be sampled.
+            TypeMismatchError: if a group's probabilities are computed.
+            ShapeError: if a variable's values hold one of a group that is sampled before it.
         """
         groups = groups_of(circuit)
         picked = self.var_sample_spec.picks(groups)
@@ -107,11 +110,10 @@ class Sampler:
         return _strip_tags(circuit)
 
     def _random(self, circuit: Circuit, picked: dict[Circuit, torch.Tensor | None], shape: tuple[int, ...]) -> Circuit:
-        count = 1
-        for size in shape:
-            count *= size
-        circuit = _strip_tags(_sample_groups(circuit, picked, (count,)))
-        return circuit.index(I[0]) if shape == () else circuit if len(shape) == 1 else circuit.unflatten_axis(0, shape)
+        flat = _strip_tags(_sample_groups(circuit, picked, (prod(shape),)))
+        if len(shape) == 1:
+            return flat
+        return (flat.unflatten_axis(0, shape) if shape else flat.index(I[0])).rename(circuit.op_name)
 
     def sample_and_evaluate(self, circuit: Circuit) -> torch.Tensor:
         return self.sample(circuit).evaluate()
@@ -137,10 +139,18 @@ def _sample_groups(circuit: Circuit, picked: dict[Circuit, torch.Tensor | None],
 def _probabilities(group: Circuit) -> torch.Tensor:
     node = group.node if isinstance(group, Tag) else group
     if isinstance(node, Scalar):
-        return torch.full([int(size) for size in node.shape], node.value, dtype=torch.float64)  # type: ignore[arg-type]
-    if isinstance(node, Array):
-        return node.value.to("cpu", torch.float64)
-    raise TypeMismatchError(
+        weights = torch.full([int(size) for size in node.shape], node.value, dtype=torch.float64)  # type: ignore[arg-type]
+    elif isinstance(node, Array):
+        weights = node.value.to("cpu", torch.float64)
+    else:
+        raise _computed(group)
+    if not bool((weights >= 0).all() and 0 < weights.sum() < torch.inf):
+        raise DataError(f"{group!r} holds no probabilities", hint="none is negative, and their sum is positive")
+    return weights
+
+
+def _computed(group: Circuit) -> TypeMismatchError:
+    return TypeMismatchError(
         f"the probabilities {group!r} are computed, not constant",
         hint="use an Array or a Scalar, or evaluate them first",
     )
