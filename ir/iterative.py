@@ -267,7 +267,7 @@ class IterativeMatcher:
     restrict = filter
 
     def children_matcher(self, child_numbers: set[int]) -> IterativeMatcher:
-        """Matches the children of these numbers of what this matcher matches; a search raises MatchError without them."""
+        """Matches the children of these numbers of what this matcher matches; MatchError if there is none."""
         numbers = frozenset(child_numbers)
         return self._children(lambda node: _existing(node, numbers))
 

@@ -168,8 +168,9 @@ class Module(Circuit):
             ModuleBindingError: if their number or an argument does not fit.
         """
         if len(nodes) != len(spec.arg_specs):
+            called = _call_name(name, spec.circuit, nodes)
             raise ModuleBindingError(
-                f"module {_call_name(name, spec.circuit, nodes)!r} takes {len(spec.arg_specs)} arguments, not {len(nodes)}",
+                f"module {called!r} takes {len(spec.arg_specs)} arguments, not {len(nodes)}",
                 hint=f"its arguments are {', '.join(arg.symbol.name for arg in spec.arg_specs)}",
             )
         return Module.build(spec.circuit, spec.arg_specs, nodes, _call_name(name, spec.circuit, nodes))

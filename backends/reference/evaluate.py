@@ -126,8 +126,7 @@ def _child(node: Circuit, tensors: Tensors, _: Context) -> torch.Tensor:
 def _symbol(node: Symbol, _: Tensors, __: Context) -> torch.Tensor:
     raise ModuleBindingError(
         f"{node!r} ({node.uuid}) is unbound and has no value",
-        hint=f"replace it, circuit.update({node.name!r}, lambda _: Array(...)), "
-        "or bind it with module_new_bind",
+        hint=f"replace it, circuit.update({node.name!r}, lambda _: Array(...)), or bind it with module_new_bind",
     )
 
 
