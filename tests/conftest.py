@@ -24,9 +24,7 @@ settings.load_profile("tapeout")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--update-golden", action="store_true", help="write the golden texts anew; read the diff"
-    )
+    parser.addoption("--update-golden", action="store_true", help="write the golden texts anew; read the diff")
 
 
 @pytest.fixture
@@ -43,9 +41,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         elif not path.exists():
             pytest.fail(f"there is no golden text {path}; write it with --update-golden and read it")
         elif (found := path.read_text(encoding="utf-8")) != wanted:
-            difference = difflib.unified_diff(
-                found.splitlines(), wanted.splitlines(), "golden", "now", lineterm=""
-            )
+            difference = difflib.unified_diff(found.splitlines(), wanted.splitlines(), "golden", "now", lineterm="")
             pytest.fail(f"{path.name} differs:\n" + "\n".join(difference))
 
     return compare
