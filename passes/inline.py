@@ -31,7 +31,7 @@ class Inline(ExecutionPass):
             else:
                 pending = [child for child in node.children if child not in memo]
                 if pending:
-                    stack.extend(pending)
+                    stack.extend(reversed(pending))
                     continue
                 new = node.with_children(tuple(memo[child] for child in node.children))
                 new = new if isinstance(new, Symbol) else new.rename(None)

@@ -278,12 +278,13 @@ def _as_attention(scores: _Scores, probs_axes: Axes, v: Circuit, v_axes: Axes, o
         return None
     if sorted(out) != sorted([*out_batch, *out_query, *value_only]):
         return None
-    q = _arranged(scores.q, scores.q_axes, [*batch, *(query or [None]), c])
+    one: list[int | None] = [None]
+    q = _arranged(scores.q, scores.q_axes, [*batch, *(query or one), c])
     k = _arranged(scores.k, scores.k_axes, [*batch, key, c])
     values = _arranged(v, v_axes, [*out_batch, out_key, *value_only])
     causal, mask = _mask_of(scores.allowed, has_query=bool(query))
     node = _function(Attention(scores.scale, causal), q, k, values, *mask)
-    return _arranged(node, [*out_batch, *(out_query or [None]), *value_only], list(out))
+    return _arranged(node, [*out_batch, *(out_query or one), *value_only], list(out))
 
 
 def _comes_from_weight(node: Circuit, axis: int) -> bool:

@@ -18,6 +18,7 @@ from tapeout.ir import Add, Array, Circuit, GeneralFunction, Index, Rearrange, R
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.functions import Elementwise, GenIndex
 from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
+from tapeout.ir.rearrange import Groups
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
 
@@ -282,9 +283,8 @@ class _Sharing:
         outputs = (rows, *(group for group in spec.output_ints if group not in keep))
         used = sorted({number for group in inputs + outputs for number in group})
         renumber = {number: i for i, number in enumerate(used)}
-        to_groups = lambda groups: tuple(tuple(renumber[n] for n in group) for group in groups)  # noqa: E731
         sizes = tuple(None if number == rows[0] else spec.int_sizes[number] for number in used)
-        new_spec = RearrangeSpec(to_groups(inputs), to_groups(outputs), sizes)
+        new_spec = RearrangeSpec(_renumbered(inputs, renumber), _renumbered(outputs, renumber), sizes)
         new = packed if new_spec.is_identity() else Rearrange(packed, new_spec, name=None)
         return new, spec.output_ints.index(rows), spec.output_ints.index(positions)
 
@@ -303,3 +303,7 @@ class _Sharing:
         outputs = ((row_axis, position_axis), *((axis,) for axis in rest))
         flat = Rearrange(dense, RearrangeSpec(inputs, outputs, (None,) * node.rank), name=None)
         return Index(flat, (self.prefixes.place,), name=None), row_axis, position_axis
+
+
+def _renumbered(groups: Groups, numbers: dict[int, int]) -> Groups:
+    return tuple(tuple(numbers[number] for number in group) for group in groups)

@@ -91,7 +91,7 @@ def transformer_passes(
 
 
 def _layers(config: SplitConfig | None) -> frozenset[int] | None:
-    return frozenset(config) if isinstance(config, (Set, Mapping)) else None  # type: ignore[arg-type]
+    return frozenset(config) if isinstance(config, (Set, Mapping)) else None
 
 
 def _check_options(

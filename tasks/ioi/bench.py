@@ -144,7 +144,8 @@ def _ways(
 
     def hugging_face(options: Mapping[str, Any]) -> torch.Tensor:
         with torch.inference_mode():
-            io, s = model(tokens, use_cache=False, **options).logits[:, -1].gather(1, labels).unbind(1)
+            last: torch.Tensor = model(tokens, use_cache=False, **options).logits[:, -1]
+        io, s = last.gather(1, labels).unbind(1)
         return io - s
 
     calls: dict[str, Call] = {
