@@ -31,9 +31,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: token for token, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = split
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", bos_token="<s>", pad_token="<s>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", bos_token="<s>", pad_token="<s>")
 
 
 def randomised(model: Model, seed: int = 0) -> Model:

@@ -140,9 +140,7 @@ def test_text(checkpoint: Path) -> None:
     for prompt in prompts:
         assert re.fullmatch(r"  ('\S+' -?\d+\.\d\d, ){4}'\S+' -?\d+\.\d\d", lines[lines.index(prompt) + 1])
     tail = "\n".join(lines[-3:])
-    assert re.search(
-        r"^logit difference -?\d+\.\d{4} ± \d+\.\d{4} over 5 prompts; IO beats S in \d+\.\d%$", tail, re.M
-    )
+    assert re.search(r"^logit difference -?\d+\.\d{4} ± \d+\.\d{4} over 5 prompts; IO beats S in \d+\.\d%$", tail, re.M)
     assert re.search(r"^\d+ nodes, run by fx in float32; \d+\.\d s in all$", tail, re.M)
     assert re.search(
         r"^largest difference from Hugging Face \d\.\d\de-\d\d, within the tolerance of 0.001$", tail, re.M
@@ -211,9 +209,7 @@ def test_model_without_tokenizer(tmp_path: Path, run: Run) -> None:
 def test_too_many_prompts(checkpoint: Path, run: Run) -> None:
     done = run("ioi", "--model", checkpoint, "-n", 10**12)
     assert (done.code, done.out) == (2, "")
-    assert re.match(
-        r"error: 1000000000000 distinct prompts were asked for, and only \d+ are possible\n", done.err
-    )
+    assert re.match(r"error: 1000000000000 distinct prompts were asked for, and only \d+ are possible\n", done.err)
     assert "hint: ask for at most N=" in done.err
 
 

@@ -151,9 +151,7 @@ def test_lengths_any(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prompts_of_one_length_are_the_default(checkpoint: Path) -> None:
     assert run_ioi(checkpoint, n=4).logit_diffs.tolist() == run_ioi(checkpoint, n=4).logit_diffs.tolist()
-    assert (
-        run_ioi(checkpoint, n=4, seed=1).logit_diffs.tolist() != run_ioi(checkpoint, n=4).logit_diffs.tolist()
-    )
+    assert run_ioi(checkpoint, n=4, seed=1).logit_diffs.tolist() != run_ioi(checkpoint, n=4).logit_diffs.tolist()
 
 
 def test_one_prompt_has_no_spread(checkpoint: Path) -> None:
@@ -239,9 +237,7 @@ def test_json(result: IOIResult) -> None:
         "seconds": result.passes[2].seconds,
         "changed": True,
     }
-    assert found["top"][0]["tokens"][0] == dict(
-        zip(("token", "id", "logit"), result.top[0][1][0], strict=True)
-    )
+    assert found["top"][0]["tokens"][0] == dict(zip(("token", "id", "logit"), result.top[0][1][0], strict=True))
 
 
 def test_tolerance_is_inclusive(result: IOIResult) -> None:
@@ -253,9 +249,7 @@ def test_passes_count_nodes(result: IOIResult) -> None:
     assert [record.name for record in result.passes][: len(PASSES)] == PASSES
     for before, after in zip(result.passes[:5], result.passes[1:6], strict=True):
         assert before.nodes_after == after.nodes_before
-    assert (
-        result.passes[10].nodes_after - result.passes[10].nodes_before == 2 * 3 * 17
-    )  # parts, and their concat
+    assert result.passes[10].nodes_after - result.passes[10].nodes_before == 2 * 3 * 17  # parts, and their concat
     assert result.nodes == result.passes[len(PASSES) - 1].nodes_after + 9  # the metric
 
 
