@@ -12,7 +12,7 @@ from tapeout.ir.errors import ModuleBindingError, ShapeError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.module import Module, ModuleArgSpec
 from tapeout.ir.rearrange import Rearrange, RearrangeSpec
-from tapeout.ir.sizes import SizeMismatch, Unifier
+from tapeout.ir.sizes import SizeMismatch, Unifier, is_concrete
 from tapeout.ir.symbol import Symbol
 
 Bindings = Mapping[Symbol, Circuit]
@@ -23,7 +23,7 @@ def substitute_symbols(circuit: Circuit, bindings: Bindings, capture: bool = Fal
     """The circuit with free symbols replaced, all at once; their extra leading axes become batch axes.
 
     The batch axes of different replacements are aligned on the right and run together. What the replacements
-    tell of symbolic sizes is filled into the nodes above the symbols, and into scalars beside them.
+    tell of symbolic sizes is filled into the nodes above the symbols, and into those of such sizes beside them.
 
     Args:
         circuit: the circuit.
@@ -60,7 +60,8 @@ def _substitute(circuit: Circuit, bindings: Bindings, capture: bool, learnt: Uni
         if node in memo:
             stack.pop()
             continue
-        if node.free_symbols.isdisjoint(bindings):
+        settled = learnt is None or not node.children or isinstance(node, Module) or is_concrete(node.shape)
+        if settled and node.free_symbols.isdisjoint(bindings):
             memo[node] = node if learnt is None else node.with_sizes(learnt)
             stack.pop()
             continue
