@@ -1,4 +1,7 @@
-"""What every test may use: golden texts, and hypothesis without deadlines."""
+"""What every test may use: golden texts, and hypothesis without deadlines.
+
+Examples are the same in every run; `--hypothesis-profile fresh` draws others.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
+settings.register_profile("fresh", settings.get_profile("tapeout"), derandomize=False)
 settings.load_profile("tapeout")
 
 

@@ -18,6 +18,8 @@ from tapeout.backends.reference import evaluate
 from tapeout.ir import Array, Circuit, Module, Symbol, postorder, replace_nodes
 from tapeout.ir.errors import TapeoutError
 from tapeout.ir.sizes import is_concrete
+from tapeout.passes.conform import conform_all_modules
+from tapeout.passes.substitute import substitute_all_modules
 
 rc = pytest.importorskip("rust_circuit")
 oracle = pytest.importorskip("oracle")
@@ -224,6 +226,16 @@ def test_conforming_gives_the_oracles_bodies(seed: int) -> None:
         found = modules_of(seed)
     for mine, theirs in found:
         assert difference(mine.conform_to_input_shapes(), theirs.conform_to_input_shapes()) is None
+
+
+@settings(max_examples=80)
+@given(SEEDS)
+def test_substituting_and_conforming_all_modules_give_the_oracles_names(seed: int) -> None:
+    with another_if_inexpressible():
+        found = modules_of(seed)
+    for mine, theirs in found:
+        assert difference(substitute_all_modules(mine), rc.substitute_all_modules(theirs)) is None
+        assert difference(conform_all_modules(mine), rc.conform_all_modules(theirs)) is None
 
 
 @pytest.mark.parametrize(
