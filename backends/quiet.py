@@ -9,6 +9,7 @@ from contextlib import contextmanager
 _KNOWN = (
     r"`torch\.jit\..*` is deprecated",
     r"The TorchScript type system doesn't support instance-level",
+    r"`torch\._prims_common\.check` is deprecated",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 

@@ -19,9 +19,8 @@ from tapeout.backends.quiet import without_known_warnings
 from tapeout.ir import Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 
-
-_OPTIONS = {"joint_graph_constant_folding": False}
-"""With it, torch 2.13 fails on `[rows, 1] + constant[9]` for a constant that is one number repeated."""
+_OPTIONS = {"always_keep_tensor_constants": True}
+"""Without it, torch 2.13 writes constants that are single numbers into the code and then fails to reshape them."""
 
 
 def package(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device, path: Path) -> None:
@@ -36,9 +35,7 @@ def package(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.devi
     rows = torch.export.Dim("rows", min=LEAST_ROWS)
     try:
         with without_known_warnings(), torch.no_grad():
-            exported = torch.export.export(
-                _with_own_results(module), values, dynamic_shapes=[{0: rows} for _ in values] or None
-            )
+            exported = torch.export.export(module, values, dynamic_shapes=[{0: rows} for _ in values] or None)
             aoti_compile_and_package(exported, package_path=str(path), inductor_configs=dict(_OPTIONS))
     except Exception as error:  # torch raises errors of many kinds here
         raise LoweringError(
@@ -46,16 +43,6 @@ def package(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.devi
             facts=str(error).strip().splitlines()[:8],
             hint="save it from backend='fx' or 'torchscript', and report it with the circuit's text",
         ) from error
-
-
-def _with_own_results(module: fx.GraphModule) -> fx.GraphModule:
-    """The module with results in memory of their own: torch 2.13 fails to return a repeated constant."""
-    graph = fx.Graph()
-    results = graph.graph_copy(module.graph, {})
-    several = isinstance(results, tuple | list)
-    owned = [graph.call_method("contiguous", (each,)) for each in (results if several else [results])]
-    graph.output(tuple(owned) if several else owned[0])
-    return fx.GraphModule(module, graph)
 
 
 class AotExecutable:

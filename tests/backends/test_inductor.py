@@ -120,14 +120,15 @@ def test_one_tensor_for_two_inputs_compiles_nothing_anew() -> None:
     assert compiled.to("cpu")(x=ones, y=2 * ones).tolist() == [[3.0, 3.0]] * 3
 
 
-def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config, cpp_builder
+def test_without_a_compiler_it_says_what_to_install() -> None:
+    from torch._inductor import config
 
     check_compiler()
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    cpp_builder.get_cpp_compiler.cache_clear() if hasattr(cpp_builder.get_cpp_compiler, "cache_clear") else None
     x = symbol(1, (2,), "x")
-    with pytest.raises(UnsupportedError, match=r"no C\+\+ compiler") as caught:
+    with (
+        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(UnsupportedError, match=r"no C\+\+ compiler") as caught,
+    ):
         compile(Add(x, x), "inductor", ["x"])
     assert "apt-get install" in caught.value.hint
 

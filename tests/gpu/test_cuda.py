@@ -1,0 +1,119 @@
+"""What only a GPU can tell: `pytest tests/gpu`. Without one every test here is skipped, and says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from batches import Batch, as_tuple
+from harness import CASES
+from random_models import gpt2, llama
+from splits import by_head_and_position, difference
+from tolerances import assert_close
+
+from tapeout.backends.inductor.cuda_graphs import CudaGraphs
+from tapeout.compiler import Compiled, compile, compile_many, load
+from tapeout.ir.errors import TypeMismatchError, UnsupportedError
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="NO GPU: nothing of the CUDA code is tested; run `pytest tests/gpu` on one"
+)
+
+F32, F64 = torch.float32, torch.float64
+INPUTS = ["tokens", "labels"]
+MODELS: dict[str, Any] = {"gpt2": gpt2, "llama": llama}
+SIZES = (1, 7, 64, 100, 1)
+
+
+@cache
+def model(family: str, backend: str, device: str) -> Compiled:
+    return compile(difference(by_head_and_position(MODELS[family](), 5)), backend, INPUTS, device=device)
+
+
+def tokens(rows: int) -> dict[str, torch.Tensor]:
+    return {"tokens": torch.randint(11, (rows, 5)), "labels": torch.randint(11, (rows, 2))}
+
+
+def on_gpu(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.cuda() for name, value in values.items()}
+
+
+def check(compiled: Compiled, family: str = "gpt2") -> None:
+    for rows in SIZES:
+        values = tokens(rows)
+        assert_close(compiled(**on_gpu(values)).cpu(), model(family, "fx", "cpu")(**values), F32)
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Any:
+    """Products of float32 in float32, not in TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor"])
+def test_the_catalogue(backend: str) -> None:
+    batch = Batch.of([build(F64) for build in CASES.values()])
+    compiled = compile_many(batch.circuits, backend, batch.names, dtype=F64, device="cuda:0")
+    found = as_tuple(compiled(**on_gpu(batch.values(F64))))
+    for value, expected in zip(found, batch.expected, strict=True):
+        assert_close(value.cpu(), expected, F64)
+
+
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor"])
+@pytest.mark.parametrize("family", MODELS)
+def test_a_split_model(family: str, backend: str) -> None:
+    check(model(family, backend, "cuda:0"), family)
+
+
+def test_a_compiled_circuit_moves() -> None:
+    moved = model("gpt2", "fx", "cpu").to("cuda:0")
+    check(moved)
+    with pytest.raises(TypeMismatchError, match="move it"):
+        moved(**tokens(2))
+    values = tokens(2)
+    assert_close(moved.to("cpu")(**values), model("gpt2", "fx", "cpu")(**values), F32)
+
+
+@pytest.mark.parametrize("backend", ["fx", "inductor"])
+def test_cuda_graphs(backend: str) -> None:
+    compiled = model("gpt2", backend, "cuda:0")
+    graphs = CudaGraphs(compiled.executable, (2, 8, 32))
+    check(replace(compiled, executable=graphs))
+    assert set(graphs.captured) <= {2, 8, 32}
+    before = dict(graphs.captured)
+    check(replace(compiled, executable=graphs))
+    assert graphs.captured == before  # replayed, not captured anew
+
+
+def test_a_replay_leaves_earlier_results_alone() -> None:
+    compiled = model("gpt2", "fx", "cuda:0")
+    graphs = replace(compiled, executable=CudaGraphs(compiled.executable, (4,)))
+    first, second = on_gpu(tokens(3)), on_gpu(tokens(3))
+    kept = graphs(**first)
+    copy = kept.clone()
+    graphs(**second)
+    assert torch.equal(kept, copy)
+    assert not kept.is_inference()
+
+
+def test_cuda_graphs_take_values_on_the_gpu_only() -> None:
+    with pytest.raises(UnsupportedError, match="on a CUDA device"):
+        CudaGraphs(model("gpt2", "fx", "cuda:0").executable)(*tokens(2).values())
+
+
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor"])
+def test_artefacts(backend: str, tmp_path: Path) -> None:
+    model("gpt2", backend, "cuda:0").save(tmp_path / backend)
+    check(load(tmp_path / backend))
+
+
+def test_an_fx_artefact_moves_when_it_is_loaded(tmp_path: Path) -> None:
+    model("gpt2", "fx", "cpu").save(tmp_path / "fx")
+    check(load(tmp_path / "fx", "cuda:0"))
