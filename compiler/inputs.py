@@ -120,7 +120,7 @@ def _index_limit(roots: Sequence[Circuit], node: Circuit) -> int | None:
         if each.kind in _PASS_ON and not aliases.isdisjoint(each.children):
             aliases.add(each)
         if isinstance(each, GeneralFunction) and isinstance(each.spec, GenIndex) and each.children[1] in aliases:
-            x, index = each.children
+            x, _ = each.children
             size = x.shape[each.spec.axis_of(each)]
             limits += [size] if isinstance(size, int) else []
     return min(limits, default=None)

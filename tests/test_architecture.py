@@ -323,8 +323,7 @@ def test_setup_lists_every_package() -> None:
 
 def test_a_forgotten_package_is_found() -> None:
     setup = (
-        "[options]\npackages =\n    tapeout\n    tapeout.ir\n"
-        "package_dir =\n    tapeout = api\n    tapeout.ir = ir\n"
+        "[options]\npackages =\n    tapeout\n    tapeout.ir\npackage_dir =\n    tapeout = api\n    tapeout.ir = ir\n"
     )
     assert packaging_problems(setup, {"api", "ir"}) == []
     assert packaging_problems(setup, {"api", "ir", "ir/kinds"}) == [

@@ -86,9 +86,7 @@ def test_errors(show: Show, saved: Path) -> None:
         assert (status, out) == (2, "") and message in err and "hint: " in err
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"), [("nowhere", "no node of"), ("[", "not a regular expression")]
-)
+@pytest.mark.parametrize(("pattern", "message"), [("nowhere", "no node of"), ("[", "not a regular expression")])
 def test_names_that_find_nothing(show: Show, saved: Path, pattern: str, message: str) -> None:
     status, out, err = show(saved, "--names", pattern)
     assert (status, out) == (2, "") and message in err and "hint: " in err

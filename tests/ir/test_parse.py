@@ -153,9 +153,7 @@ def test_any_size(size: int | SymbolicSize | None) -> None:
     x = symbol(1, shape, "x")
     assert_reads_back(SetSymbolicShape(Add(x, Scalar(1.0, shape), name=None), shape, "named"))
     assert_reads_back(
-        Rearrange(
-            x, RearrangeSpec(((0,), (1,), (2,)), ((2,), (3,), (1,), (0,)), (None, None, None, size or 2))
-        )
+        Rearrange(x, RearrangeSpec(((0,), (1,), (2,)), ((2,), (3,), (1,), (0,)), (None, None, None, size or 2)))
     )
 
 
@@ -167,16 +165,12 @@ def test_types_of_symbols(dtype: torch.dtype | None) -> None:
 @pytest.mark.parametrize("axes", [(0, 1), (51, 52), (179, 180), (7, 100_000), (54_324, 3), (-1, -2)], ids=str)
 def test_any_axes(axes: tuple[int, int]) -> None:
     x = symbol(1, (2, 2), "x")
-    assert_reads_back(
-        Einsum((x, axes), (x, (axes[0], axes[0])), out_axes=(axes[1], axes[1], axes[0]), name="e")
-    )
+    assert_reads_back(Einsum((x, axes), (x, (axes[0], axes[0])), out_axes=(axes[1], axes[1], axes[0]), name="e"))
 
 
 def test_einsums_without_axes() -> None:
     one = Einsum.empty()
-    assert_reads_back(
-        Add(one, Einsum((one, ()), out_axes=()), Einsum((one, ()), (one, ()), out_axes=(), name=""))
-    )
+    assert_reads_back(Add(one, Einsum((one, ()), out_axes=()), Einsum((one, ()), (one, ()), out_axes=(), name="")))
 
 
 SPECS = [
@@ -199,11 +193,7 @@ def test_numbering_of_rearrangements(spec: RearrangeSpec) -> None:
 
 def test_rearrangements_that_read_well_are_written_so() -> None:
     x = symbol(1, (2, 3), "x")
-    assert (
-        assert_reads_back(Rearrange.from_string(x, "a b -> (b a)"))
-        .split("\n")[0]
-        .endswith("Rearrange a b -> (b a)")
-    )
+    assert assert_reads_back(Rearrange.from_string(x, "a b -> (b a)")).split("\n")[0].endswith("Rearrange a b -> (b a)")
     renumbered = Rearrange(x, SPECS[0])
     assert renumbered is not Rearrange.from_string(x, "a b -> b a")
     assert renumbered._text() == "b a -> a b ;"
@@ -227,9 +217,7 @@ def test_casts_and_lookups() -> None:
     x, where = Array(tensor(3, 2), "x"), Array(torch.tensor([0, 2]), "where")
     for dtype in (torch.float32, "float32", "half", None):
         assert_reads_back(
-            GeneralFunction.new_cast(
-                x, TorchDeviceDtypeOp(None, "float64"), TorchDeviceDtypeOp("cuda:0", dtype)
-            )
+            GeneralFunction.new_cast(x, TorchDeviceDtypeOp(None, "float64"), TorchDeviceDtypeOp("cuda:0", dtype))
         )
     assert_reads_back(GeneralFunction.gen_index(x, where, -2, batch_index=False, check_index_ints=False))
 
@@ -237,8 +225,7 @@ def test_casts_and_lookups() -> None:
 def test_a_cast_is_the_same_however_its_dtype_is_written() -> None:
     x = Array(tensor(3, 2), "x")
     casts = [
-        GeneralFunction.new_cast(x, output=TorchDeviceDtypeOp(dtype=d))
-        for d in (torch.float32, "float32", "float")
+        GeneralFunction.new_cast(x, output=TorchDeviceDtypeOp(dtype=d)) for d in (torch.float32, "float32", "float")
     ]
     assert casts[0] is casts[1] is casts[2]
 
@@ -290,9 +277,7 @@ def test_symbols_of_one_name() -> None:
 
 def test_an_unused_symbol_is_written_where_it_is_bound_and_may_be_its_own_argument() -> None:
     x, unused = symbol(1, (2,), "x"), symbol(2, (2,), "unused")
-    inner = Module.new_flat(
-        ModuleSpec(x, [ModuleArgSpec(x), ModuleArgSpec(unused)], False), x, unused, name="inner"
-    )
+    inner = Module.new_flat(ModuleSpec(x, [ModuleArgSpec(x), ModuleArgSpec(unused)], False), x, unused, name="inner")
     outer = Module.new_flat(
         ModuleSpec(inner, [ModuleArgSpec(unused), ModuleArgSpec(symbol(3, (), "far"))], False),
         Add(x, unused),
@@ -301,9 +286,7 @@ def test_an_unused_symbol_is_written_where_it_is_bound_and_may_be_its_own_argume
     )
     text = assert_reads_back(outer)
     assert text.count("Symbol") == 3
-    swapped = Module.new_flat(
-        ModuleSpec(x, [ModuleArgSpec(unused)], False), Add(unused, unused), name="swapped"
-    )
+    swapped = Module.new_flat(ModuleSpec(x, [ModuleArgSpec(unused)], False), Add(unused, unused), name="swapped")
     assert " ! 'unused' [2] Symbol" in assert_reads_back(swapped)
 
 
@@ -452,9 +435,7 @@ def test_a_changed_text_is_read_or_refused(seed: int, data: st.DataObject) -> No
     at = data.draw(st.integers(0, len(text) - 1))
     length = data.draw(st.integers(0, 12))
     put = data.draw(
-        st.sampled_from(
-            ["", "'", "[", "]", "  ", "\n", "9", "-", ",", "!", "a", ":", "{", "t", "99999999999"]
-        )
+        st.sampled_from(["", "'", "[", "]", "  ", "\n", "9", "-", ",", "!", "a", ":", "{", "t", "99999999999"])
     )
     changed = text[:at] + put + text[at + length :]
     try:

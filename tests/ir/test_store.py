@@ -140,9 +140,7 @@ def test_a_circuit_without_tensors(tmp_path: Path) -> None:
 
 def test_large_tensors_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_CHUNK", 7)
-    nodes = [
-        Array(value, f"n{i}") for i, value in enumerate((tensor(5, 4), tensor(4, 5).T, tensor(3, 2, 4)[:, 1]))
-    ]
+    nodes = [Array(value, f"n{i}") for i, value in enumerate((tensor(5, 4), tensor(4, 5).T, tensor(3, 2, 4)[:, 1]))]
     both = Add(*(node.sum() for node in nodes), name="s")
     both.save(tmp_path / "c")
     for digest, value in load_file(tmp_path / "c" / "arrays.safetensors").items():

@@ -247,9 +247,7 @@ def test_even_harmless_pickles_are_refused(saved: Path, tmp_path: Path) -> None:
 def test_code_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     (saved / "custom.py").write_text(f"import pathlib\npathlib.Path({str(trace)!r}).touch()\n")
-    edit_config(
-        saved, model_type="custom", auto_map={"AutoConfig": "custom.C", "AutoModelForCausalLM": "custom.M"}
-    )
+    edit_config(saved, model_type="custom", auto_map={"AutoConfig": "custom.C", "AutoModelForCausalLM": "custom.M"})
     with pytest.raises(ModelError, match="cannot load the model"):
         load_checkpoint(saved)
     assert not trace.exists()
@@ -431,9 +429,7 @@ def tiny_llama() -> transformers.LlamaForCausalLM:
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
             if parameter.dim() == 2:
-                parameter.copy_(
-                    torch.from_numpy(gguf.dequantize(quantised(parameter), gguf.GGMLQuantizationType.Q4_1))
-                )
+                parameter.copy_(torch.from_numpy(gguf.dequantize(quantised(parameter), gguf.GGMLQuantizationType.Q4_1)))
     return model.eval()
 
 
@@ -515,9 +511,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_gguf: Path) 
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-llm\nVersion: 1.0\n")
     (information / "RECORD").write_text("tiny_llm/__init__.py,,\ntiny_llm/tiny.gguf,,\n")
     monkeypatch.syspath_prepend(str(site))
-    model = PackagedModel(
-        "tiny", "tiny-llm", "1.0", "tiny.gguf", hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()
-    )
+    model = PackagedModel("tiny", "tiny-llm", "1.0", "tiny.gguf", hashlib.sha256(tiny_gguf.read_bytes()).hexdigest())
     monkeypatch.setitem(checkpoint.PACKAGED_MODELS, "tiny", model)
     return model
 

@@ -249,9 +249,7 @@ def configured(model: object, flatten: bool, components: bool) -> Circuit:
 @pytest.mark.parametrize("family", MODELS)
 def test_flattening_a_model_changes_nothing_in_the_end(family: str) -> None:
     model = MODELS[family]()
-    plain, flat, components = (
-        configured(model, *options) for options in ((False, False), (True, False), (True, True))
-    )
+    plain, flat, components = (configured(model, *options) for options in ((False, False), (True, False), (True, True)))
     after = NestSums()(plain)
     assert NestSums()(flat) is after
     assert NestSums()(components) is after

@@ -78,9 +78,7 @@ def einsum(text: str, *nodes: Circuit) -> Einsum:
     return Einsum.from_einsum_string(text, *nodes)
 
 
-def gather(
-    x: Circuit, index: Circuit, axis: int, batch_x: bool = False, batch_index: bool = True
-) -> GeneralFunction:
+def gather(x: Circuit, index: Circuit, axis: int, batch_x: bool = False, batch_index: bool = True) -> GeneralFunction:
     return GeneralFunction.gen_index(x, index, axis, batch_x, batch_index)
 
 
@@ -124,9 +122,7 @@ INDEX_CASES: dict[str, Callable[[], Circuit]] = {
     "a function of the last axis' halves": lambda: Index(rotate_half(leaf("z", 3, 4)), I[1, 0:2]),
     "a reduction": lambda: Index(max_(X), I[2, 1:]),
     "a broadcasting function": lambda: Index(minimum(X, leaf("z", 3, 1)), I[0, 1]),
-    "gen_index, nothing batched": lambda: Index(
-        gather(X, whole("i", 2, 6), 1, False, False), I[0, 1, 2:4, 3]
-    ),
+    "gen_index, nothing batched": lambda: Index(gather(X, whole("i", 2, 6), 1, False, False), I[0, 1, 2:4, 3]),
     "gen_index, x batched": lambda: Index(gather(X, whole("i", 2), -2, True, False), I[0, 1, 1:]),
     "gen_index, index batched": lambda: Index(gather(X, whole("i", 2, 6), 1), I[1, 0:3, 2, 1:]),
     "gen_index, both batched": lambda: Index(gather(X, whole("i", 4), 1, True), I[2, 1:]),
@@ -143,9 +139,7 @@ INDEX_CASES: dict[str, Callable[[], Circuit]] = {
     "Tag and SetSymbolicShape": lambda: Index(
         relu(SetSymbolicShape(Tag(leaf("z", BATCH, 3), harness.UUID(int=7)), (BATCH, 3))), I[:, 1]
     ),
-    "a symbolic axis stays": lambda: Index(
-        einsum("bsc,cd->bsd", leaf("z", BATCH, 3, 5), leaf("w", 5, 2)), I[:, -1]
-    ),
+    "a symbolic axis stays": lambda: Index(einsum("bsc,cd->bsd", leaf("z", BATCH, 3, 5), leaf("w", 5, 2)), I[:, -1]),
     "what all readers agree upon": lambda: _two_readers(I[1], I[1, 2:]),
     "readers that want different parts": lambda: _two_readers(I[0], I[1]),
 }
@@ -172,9 +166,7 @@ GATHER_CASES: dict[str, Callable[[], Circuit]] = {
     ),
     "through a bias": lambda: gather(Add(LOGITS, leaf("bias", 50)), LABELS, 0, True),
     "through a bias for each row": lambda: gather(
-        Add(
-            einsum("bch,vh->bcv", leaf("z", BATCH, 2, 4), WEIGHT), leaf("c", 2, 1), leaf("bias", BATCH, 1, 50)
-        ),
+        Add(einsum("bch,vh->bcv", leaf("z", BATCH, 2, 4), WEIGHT), leaf("c", 2, 1), leaf("bias", BATCH, 1, 50)),
         LABELS,
         1,
         True,
@@ -303,9 +295,7 @@ def test_equal_demands_share_a_node() -> None:
     x = relu(leaf("x", 6, 4))
     part = einsum("b->", Index(x, I[-1]))
     other = einsum("b->b", Index(x, I[5]))
-    shared = [
-        node for node in postorder(*push_index(*nameless(part, other))) if isinstance(node, GeneralFunction)
-    ]
+    shared = [node for node in postorder(*push_index(*nameless(part, other))) if isinstance(node, GeneralFunction)]
     assert [node.shape for node in shared] == [(4,)]
 
 
@@ -363,17 +353,11 @@ def test_no_node_has_the_size_of_the_vocabulary(metric: Circuit) -> None:
 def test_the_last_block_computes_one_position(metric: Circuit) -> None:
     (after,) = push_gather(*push_index(*nameless(metric)))
     functions = {
-        name: [
-            node.shape
-            for node in postorder(after)
-            if isinstance(node, GeneralFunction) and node.spec.name == name
-        ]
+        name: [node.shape for node in postorder(after) if isinstance(node, GeneralFunction) and node.spec.name == name]
         for name in ("softmax", "gelu_new", "silu")
     }
     patterns, gates = functions["softmax"], functions["gelu_new"] + functions["silu"]
-    assert {(LENGTH, LENGTH), (LENGTH,)} == {
-        shape[-2:] for shape in patterns
-    }  # the first block's, the last block's
+    assert {(LENGTH, LENGTH), (LENGTH,)} == {shape[-2:] for shape in patterns}  # the first block's, the last block's
     assert sorted(len(shape) for shape in gates) == [1, 2]
 
 

@@ -279,9 +279,7 @@ def test_split_models(family: str) -> None:
     assert simplified(after) is after
     kinds = counted(after)
     assert kinds["Concat"] == 0 and fired["concat_of_slices"] >= 6
-    assert not any(
-        node.kind == "GeneralFunction" and node._text() == "last_dim_size" for node in postorder(after)
-    )
+    assert not any(node.kind == "GeneralFunction" and node._text() == "last_dim_size" for node in postorder(after))
     assert all(node.shape == () for node in postorder(after) if isinstance(node, Scalar))
     assert sum(kinds.values()) < 0.85 * sum(counted(circuit).values())
 

@@ -55,11 +55,7 @@ def make_word_level() -> MakeWordLevel:
         """A tokenizer that knows only the first so many of each."""
         split = pre_tokenizers.Whitespace()
         slots = {"first": "", "second": "", "giver": "", "place": "", "object": ""}
-        known = [
-            word
-            for text in TEMPLATES[:templates]
-            for word, _ in split.pre_tokenize_str(text.format_map(slots))
-        ]
+        known = [word for text in TEMPLATES[:templates] for word, _ in split.pre_tokenize_str(text.format_map(slots))]
         words = ["[UNK]", "[PAD]", "the", *known, *NAMES[:names], *PLACES[:places], *OBJECTS[:objects]]
         vocabulary = {word: token for token, word in enumerate(dict.fromkeys(words))}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -76,12 +76,8 @@ def test_the_tables_are_large_enough_and_without_repetition() -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_can_be_read_token_by_token(template: str) -> None:
     parts = list(Formatter().parse(template))
-    assert Counter(field for _, field, _, _ in parts if field) == dict.fromkeys(
-        [*NAME_SLOTS, "place", "object"], 1
-    )
-    assert all(literal.endswith(" ") for literal, field, _, _ in parts if field), (
-        "a word without a space before it"
-    )
+    assert Counter(field for _, field, _, _ in parts if field) == dict.fromkeys([*NAME_SLOTS, "place", "object"], 1)
+    assert all(literal.endswith(" ") for literal, field, _, _ in parts if field), "a word without a space before it"
     assert template.endswith(" to")
     own_words = set(re.findall(r"\w+", "".join(literal for literal, *_ in parts).lower()))
     assert own_words.isdisjoint(word.lower() for word in (*NAMES, *PLACES, *OBJECTS))
@@ -103,9 +99,7 @@ def test_the_default_is_a_hundred_mixed_prompts_of_one_length(tokenizer: PreTrai
     assert dataset.lengths.tolist() == [dataset.max_len] * 100
     assert [prompt.order for prompt in dataset.ioi_prompts] == ["ABBA", "BABA"] * 50
     assert len(dataset.templates_used) >= 15
-    assert repr(dataset) == (
-        f"IOIDataset(N=100, max_len={dataset.max_len}, templates={len(dataset.templates_used)})"
-    )
+    assert repr(dataset) == (f"IOIDataset(N=100, max_len={dataset.max_len}, templates={len(dataset.templates_used)})")
 
 
 def test_the_tensors_are_int64_and_on_the_device(bpe: PreTrainedTokenizerFast) -> None:
@@ -373,9 +367,7 @@ def test_a_flip_changes_the_named_thing_and_no_other_token(
 
 @pytest.mark.parametrize("flip", FLIPPED_PLACES)
 @pytest.mark.parametrize("family", get_args(PromptFamily))
-def test_new_names_are_not_in_the_old_prompt(
-    bpe: PreTrainedTokenizerFast, flip: Flip, family: PromptFamily
-) -> None:
+def test_new_names_are_not_in_the_old_prompt(bpe: PreTrainedTokenizerFast, flip: Flip, family: PromptFamily) -> None:
     dataset = IOIDataset(N=300, tokenizer=bpe, prompt_family=family)
     for before, after in zip(dataset.ioi_prompts, dataset.gen_flipped_prompts(flip).ioi_prompts, strict=True):
         old = {before.io, before.s, before.giver}
@@ -431,13 +423,9 @@ def test_a_flip_is_a_dataset_like_its_parent(bpe: PreTrainedTokenizerFast, flip:
     assert type(flipped) is IOIDataset
     assert len(flipped) == 12
     assert flipped.templates_used == dataset.templates_used
-    assert [prompt.template for prompt in flipped.ioi_prompts] == [
-        prompt.template for prompt in dataset.ioi_prompts
-    ]
+    assert [prompt.template for prompt in flipped.ioi_prompts] == [prompt.template for prompt in dataset.ioi_prompts]
     assert torch.equal(dataset.prompts_toks, before)
-    assert [text_of(flipped, row) for row in range(12)] == [
-        text.replace(" ", "") for text in flipped.prompts_text
-    ]
+    assert [text_of(flipped, row) for row in range(12)] == [text.replace(" ", "") for text in flipped.prompts_text]
 
 
 def test_flips_are_decided_by_the_seed_and_go_on_from_the_parents_stream(
@@ -445,9 +433,7 @@ def test_flips_are_decided_by_the_seed_and_go_on_from_the_parents_stream(
 ) -> None:
     dataset = IOIDataset(N=30, seed=5, tokenizer=bpe)
     flipped = dataset.gen_flipped_prompts("IO")
-    assert (
-        flipped.prompts_text == IOIDataset(N=30, seed=5, tokenizer=bpe).gen_flipped_prompts("IO").prompts_text
-    )
+    assert flipped.prompts_text == IOIDataset(N=30, seed=5, tokenizer=bpe).gen_flipped_prompts("IO").prompts_text
     assert flipped.prompts_text == dataset.gen_flipped_prompts("IO").prompts_text
     again = [prompt.io for prompt in flipped.gen_flipped_prompts("IO").ioi_prompts]
     assert again != [prompt.io for prompt in flipped.ioi_prompts]
@@ -494,15 +480,10 @@ def test_more_templates_than_share_a_length_is_an_error_with_the_lengths(
     word_level: PreTrainedTokenizerFast,
 ) -> None:
     available = len(IOIDataset(N=1, tokenizer=word_level).templates_used)
-    with pytest.raises(
-        DataError, match=f"{available + 1} templates were asked for, and {available} can"
-    ) as caught:
+    with pytest.raises(DataError, match=f"{available + 1} templates were asked for, and {available} can") as caught:
         IOIDataset(tokenizer=word_level, nb_templates=available + 1)
     assert f"15 tokens: {available} templates" in caught.value.facts
-    assert (
-        caught.value.hint
-        == f'use nb_templates <= {available}, or lengths="any" for prompts of several lengths'
-    )
+    assert caught.value.hint == f'use nb_templates <= {available}, or lengths="any" for prompts of several lengths'
     with pytest.raises(DataError) as caught:
         IOIDataset(tokenizer=word_level, nb_templates=len(TEMPLATES) + 1, lengths="any")
     assert caught.value.hint == f"use nb_templates <= {len(TEMPLATES)}"
@@ -720,9 +701,7 @@ def test_without_a_tokenizer_the_text_is_the_id() -> None:
     assert top_tokens(LOGITS.to(torch.bfloat16).requires_grad_(), 1, None) == [("2", 2, 3.0)]
 
 
-def test_the_table_shows_text_and_values(
-    bpe: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_shows_text_and_values(bpe: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]) -> None:
     mary = IOIDataset(N=1, tokenizer=bpe).vocabulary.names["Mary"]
     logits = torch.linspace(-1, 1, len(bpe))
     logits[mary] = 12.3456
