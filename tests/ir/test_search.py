@@ -260,7 +260,6 @@ class TestFilters:
             (Matcher("a").chain("c"), "c"),
             (Matcher("a", "c").filter(start_depth=1), "c"),
         ],
-        ids=str,
     )
     def test_what_is_found(self, matcher: IterativeMatcher, names: str) -> None:
         assert {node.name for node in self.circuit.get(matcher)} == set(names)
