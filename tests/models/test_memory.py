@@ -21,6 +21,9 @@ import tapeout as rc
 from tapeout import Array, Circuit, postorder
 from tapeout.models import circuit_of
 
+FRESH = torch.Generator()
+FRESH.seed()
+
 OWN_CONSTANTS = {"t.a.c.causal_mask", "t.a.c.cos", "t.a.c.sin"}
 """What `bind_to_input` makes: small, and no weights."""
 
@@ -43,6 +46,9 @@ def copies(circuit: Circuit, model: Any) -> set[str]:
 )
 def test_every_array_is_a_view_of_a_weight(make: Callable[[], Any]) -> None:
     model = make()
+    with torch.no_grad():
+        for weight in model.parameters():  # content that no other test has
+            weight.add_(torch.rand(weight.shape, generator=FRESH))
     circuits, _ = circuit_of(model)
     for name in circuits:
         (array, *_) = circuits[name].get(Array)

@@ -56,7 +56,7 @@ def changed(compiled: Compiled) -> bool:
     return any(record.changed for record in compiled.passes if record.name == "share_rows")
 
 
-@pytest.mark.parametrize(("rows", "words"), [(9, 2), (20, 3), (40, 2), (6, 1)])
+@pytest.mark.parametrize(("rows", "words"), [(9, 2), (20, 3), (40, 2)])
 def test_values_are_those_of_unshared_rows_and_work_falls_with_the_prefixes(
     model: tuple[Any, Circuit], rows: int, words: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
