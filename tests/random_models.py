@@ -22,6 +22,8 @@ _SHARP = ("q_proj", "k_proj", "c_attn")
 _NORMS = ("ln_1", "ln_2", "ln_f", "norm")
 _EMBEDDINGS = ("wte", "wpe", "embed_tokens", "lm_head")
 _TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+_UNSEEDED = torch.Generator()
+_UNSEEDED.seed()
 
 
 def gpt2(seed: int = 0, **config: Any) -> GPT2LMHeadModel:
@@ -58,6 +60,15 @@ def randomised(model: Any, seed: int) -> Any:
                 value = (1.6 if module in _SHARP else 1.0) * noise / math.sqrt(fan_in)
             parameter.copy_(value)
     return model.eval()
+
+
+def fresh(model: Any) -> Any:
+    """The model with weights that no other test has: an Array of equal content that somebody else keeps alive
+    would be the same node, in that one's memory."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.rand(weight.shape, generator=_UNSEEDED, dtype=weight.dtype) / 16)
+    return model
 
 
 def tokens_for(model: Any, batch: int, length: int, seed: int = 0) -> torch.Tensor:

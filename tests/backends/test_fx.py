@@ -13,7 +13,7 @@ import pytest
 import torch
 from harness import SEEDS, integers, random_circuit, symbol, tensor
 from hypothesis import given, settings
-from random_models import gpt2, llama
+from random_models import fresh, gpt2, llama
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
@@ -38,8 +38,8 @@ from tapeout.passes.execution import Origins
 
 LENGTH = 6
 MODELS: dict[str, Callable[..., Any]] = {
-    "gpt2": lambda layers, seed=0: gpt2(seed, n_head=4, n_embd=16, n_layer=layers),
-    "llama": lambda layers, seed=0: llama(seed, num_hidden_layers=layers),
+    "gpt2": lambda layers: gpt2(n_head=4, n_embd=16, n_layer=layers),
+    "llama": lambda layers: llama(num_hidden_layers=layers),
 }
 
 
@@ -54,7 +54,7 @@ def data(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> tuple[Any, Compiled]:
     """A model of three layers, and its logit difference compiled."""
-    model = MODELS[request.param](3, seed=70 + len(request.param))  # equal arrays are shared between models
+    model = fresh(MODELS[request.param](3))
     return model, compile(difference(by_head_and_position(model, LENGTH)), inputs=["tokens", "labels"])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import gpt2, llama
+from random_models import fresh, gpt2, llama
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
@@ -26,7 +26,7 @@ MODELS: dict[str, Callable[[], Any]] = {"gpt2": lambda: gpt2(n_head=4, n_embd=16
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> tuple[Any, Circuit]:
     """A model, and its logit difference on one prompt."""
-    model = MODELS[request.param]()
+    model = fresh(MODELS[request.param]())
     return model, difference(by_head_and_position(model, LENGTH))
 
 
