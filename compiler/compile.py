@@ -10,7 +10,7 @@ import torch
 from tapeout.compiler.compiled import Compiled, Executable
 from tapeout.compiler.config import from_environment
 from tapeout.compiler.inputs import find_inputs
-from tapeout.compiler.optimise import optimise
+from tapeout.compiler.optimise import already_run, optimise
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
@@ -83,7 +83,11 @@ def compile_many(
     rows, found = find_inputs(circuits, inputs, kind)
     optimised = optimise(rows, found, level, from_environment())
     symbols = [each.batched for each in found]
-    executable, packed = build(optimised.roots, symbols, optimised.origins, kind, where)
+    try:
+        executable, packed = build(optimised.roots, symbols, optimised.origins, kind, where)
+    except Exception as error:
+        error.add_note(f"in lowering to {backend}; {already_run(optimised.records)}")
+        raise
     return Compiled(
         backend,
         executable,

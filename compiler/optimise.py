@@ -14,7 +14,7 @@ from tapeout.backends.reference import evaluate_many
 from tapeout.compiler.config import Config
 from tapeout.compiler.inputs import Input
 from tapeout.ir import Array, Circuit, Symbol, circuit_text, substitute_symbols
-from tapeout.ir.errors import PassError, TapeoutError
+from tapeout.ir.errors import PassError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.passes.add_batch import AddBatch
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
@@ -88,8 +88,8 @@ def optimise(
         start = time.perf_counter()
         try:
             after = each.run_many(current, origins)
-        except TapeoutError as error:
-            error.add_note(f"in pass {each.name!r}; passes already run: {', '.join(r.name for r in records) or 'none'}")
+        except Exception as error:
+            error.add_note(f"in pass {each.name!r}; {already_run(records)}")
             raise
         seconds = time.perf_counter() - start
         record = PassRecord(each.name, count_nodes(*current), count_nodes(*after), seconds, after != current)
@@ -97,6 +97,10 @@ def optimise(
         records.append(record)
         current = after
     return Optimised(current, origins, records)
+
+
+def already_run(records: Sequence[PassRecord]) -> str:
+    return f"passes already run: {', '.join(record.name for record in records) or 'none'}"
 
 
 def _check_skips(config: Config) -> None:

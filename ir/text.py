@@ -9,11 +9,11 @@ another `!`. Deeper than 40 levels the indentation stops growing and `~depth` st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from tapeout.ir.circuit import Circuit
-from tapeout.ir.iterative import IterativeMatcher, Next, State
+from tapeout.ir.circuit import Circuit, postorder
+from tapeout.ir.iterative import IterativeMatcher, Next, State, new_traversal
 from tapeout.ir.module import Module, ModuleArgSpec
 from tapeout.ir.quote import quote
 from tapeout.ir.sizes import format_shape
@@ -22,6 +22,9 @@ from tapeout.ir.symbol import Symbol
 DEEPEST_INDENT = 40
 CUT_OFF = " ..."
 """Ends the line of a node whose children are not printed."""
+
+_FEW = 4
+"""How many readers an excerpt shows; of what is below three times as many lines."""
 
 ARG_FLAGS = tuple(field.name for field in fields(ModuleArgSpec) if field.type == "bool")
 """What an argument spec says beside its symbol, each usually true."""
@@ -46,6 +49,20 @@ def circuit_text(*circuits: Circuit, options: PrintOptions | None = None) -> str
     """The circuits as text."""
     printer = _Printer(options or PrintOptions(), circuits)
     return "\n".join(printer.lines(circuits))
+
+
+def excerpt(node: Circuit, roots: Sequence[Circuit]) -> list[str]:
+    """The circuit around a node, in a few lines: who reads it, itself, and two levels below it."""
+    readers = [each for each in postorder(*roots) if node in each.children]
+    lines = [f"read by {reader!r}" for reader in readers[:_FEW]]
+    below = circuit_text(node, options=PrintOptions(traversal=new_traversal(end_depth=3))).splitlines()
+    lines += below[: 3 * _FEW]
+    return lines + ["..."] * (len(below) > 3 * _FEW)
+
+
+def note_around(error: BaseException, node: Circuit, roots: Sequence[Circuit]) -> None:
+    """Adds the circuit around a node to an error that was raised while something was done to it."""
+    error.add_note("\n".join(["around the node:", *(f"  {line}" for line in excerpt(node, roots))]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tapeout.ir import Circuit, postorder
 from tapeout.ir.gc_pause import without_gc
+from tapeout.ir.text import note_around
 from tapeout.passes.base import Pass
 
 Roots = tuple[Circuit, ...]
@@ -46,7 +47,11 @@ def rewrite(roots: Roots, rule: Callable[[Circuit], Circuit], origins: Origins) 
     made: set[Circuit] = set()
     for node in postorder(*roots):
         over = node.with_children(tuple([memo[child] for child in node.children]))
-        memo[node] = new = rule(over)
+        try:
+            memo[node] = new = rule(over)
+        except Exception as error:
+            note_around(error, node, roots)
+            raise
         made.update(over.children)
         if new is not over:
             _name_parts(new, node, made, origins)

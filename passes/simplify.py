@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tapeout.ir import Circuit, DiscreteVar, Module, Tag, postorder
 from tapeout.ir.errors import PassError
 from tapeout.ir.sizes import UNKNOWN, Shape
+from tapeout.ir.text import note_around
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
 from tapeout.passes.rules import RULES, Rule, Rules, rule_name
@@ -115,7 +116,11 @@ class Simplifier:
 
     def _rewritten(self, node: Circuit) -> Circuit | None:
         for rule in self.rules.get(type(node), ()):
-            new = rule(node)
+            try:
+                new = rule(node)
+            except Exception as error:
+                note_around(error, node, (node,))
+                raise
             if new is not None and (new.shape == node.shape or _knows_more(new.shape, node.shape)):
                 self.fired[rule_name(rule)] += 1
                 self._last = rule

@@ -19,6 +19,7 @@ from tapeout.ir.errors import LoweringError, PassError, UnsupportedError
 from tapeout.passes.execution import Origins, Roots
 from tapeout.passes.kernels import Kernels
 from tapeout.passes.reroll import Reroll
+from tapeout.passes.rules import RULES
 
 SKIPPABLE = sorted({each.name for each in (*BEFORE_BATCH, *AFTER_BATCH)})
 ORDER = ["inline", *(each.name for each in BEFORE_BATCH), "add_batch", *(each.name for each in AFTER_BATCH)]
@@ -158,6 +159,25 @@ def test_an_error_in_a_pass_names_it_and_those_before(monkeypatch: pytest.Monkey
     assert "reroll" in note and ", ".join(before) in note
 
 
+def test_an_error_at_a_node_shows_the_circuit_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of every kind: in a rule of the simplifier, in a rewrite, in lowering."""
+
+    def fails(*_: object) -> None:
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr("tapeout.passes.kernels._rms_norm", fails)
+    with pytest.raises(KeyError) as caught:
+        compiled_small()
+    around, where = caught.value.__notes__
+    assert "around the node" in around and "Symbol" in around
+    assert "kernels" in where and "reroll" in where
+    monkeypatch.undo()
+    monkeypatch.setitem(RULES, Add, (fails,))
+    with pytest.raises(KeyError) as caught:
+        compiled_small()
+    assert "Add" in caught.value.__notes__[0] and "simplify" in caught.value.__notes__[1]
+
+
 def test_an_error_in_lowering_names_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     from tapeout.backends.fx import lower as lowering
 
@@ -165,8 +185,10 @@ def test_an_error_in_lowering_names_the_node(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("no such thing")
 
     monkeypatch.setitem(lowering.__globals__["RULES"], Add, fails)
-    with pytest.raises(LoweringError, match="total"):
+    with pytest.raises(LoweringError, match="total") as caught:
         compiled_small()
+    assert any("Add" in fact for fact in caught.value.facts)
+    assert ", ".join(ORDER) in caught.value.__notes__[-1]
     monkeypatch.delitem(lowering.__globals__["RULES"], Add)
     with pytest.raises(UnsupportedError, match="Add"):
         compiled_small()
