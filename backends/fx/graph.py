@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from tapeout.backends.fx.weights import Weights, identifier, unused
+from tapeout.backends.fx.attributes import Attributes, identifier
+from tapeout.backends.weights import unused
 from tapeout.ir import Circuit, GeneralFunction, Scalar, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize, format_shape
@@ -19,20 +19,12 @@ Args = Sequence[fx.Node]
 Rule = Callable[["Lowering", Any, Args], fx.Node]
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The rule of what is not lowered, and why."""
-
-    reason: str
-
-    def __call__(self, low: Lowering, node: Circuit, _: Args) -> fx.Node:
-        raise UnsupportedError(f"fx cannot lower {node!r}: {self.reason}", hint=self.reason)
-
-
 class Lowering:
     """The state of one lowering: the graph so far, and what has become of each node."""
 
-    def __init__(self, inputs: Sequence[Symbol], origins: Mapping[Circuit, str], weights: Weights) -> None:
+    backend = "fx"
+
+    def __init__(self, inputs: Sequence[Symbol], origins: Mapping[Circuit, str], weights: Attributes) -> None:
         self.graph = fx.Graph()
         self.weights = weights
         self.origins = origins

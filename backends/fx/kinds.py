@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from tapeout.backends.fx.functions import FUNCTION_RULES
-from tapeout.backends.fx.graph import Args, Lowering, Refused, Rule
+from tapeout.backends.fx.graph import Args, Lowering, Rule
 from tapeout.backends.fx.products import einsum
+from tapeout.backends.rules import Refused
 from tapeout.ir import (
     Add,
     Array,

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx
 
+from tapeout.backends.fx.attributes import Attributes
 from tapeout.backends.fx.graph import Lowering
 from tapeout.backends.fx.kinds import RULES
-from tapeout.backends.fx.weights import Weights
+from tapeout.backends.rules import lowered
 from tapeout.ir import Circuit, Symbol, postorder
-from tapeout.ir.errors import LoweringError, TapeoutError, UnsupportedError
-from tapeout.ir.text import excerpt, note_around
 
 
 def lower(
@@ -21,7 +20,7 @@ def lower(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-) -> tuple[fx.GraphModule, Weights]:
+) -> tuple[fx.GraphModule, Attributes]:
     """The circuits as one GraphModule: one argument an input, one result a root (a tuple for several).
 
     Args:
@@ -35,26 +34,9 @@ def lower(
         UnsupportedError: for a kind or function without a rule.
         LoweringError: for anything else that goes wrong, with the node.
     """
-    lowering = Lowering(inputs, origins, Weights(dtype, device))
+    lowering = Lowering(inputs, origins, Attributes(dtype, device))
     for node in postorder(*roots):  # constants, and views of them, are made when a rule asks for them
         if node not in lowering.nodes and lowering.weights.value(node) is None:
             lowering.current = node
-            lowering.nodes[node] = _lowered(lowering, node, roots)
+            lowering.nodes[node] = lowered(lowering, RULES, node, roots)
     return lowering.finish(roots), lowering.weights
-
-
-def _lowered(low: Lowering, node: Circuit, roots: Sequence[Circuit]) -> fx.Node:
-    try:
-        rule = RULES.get(type(node))
-        if rule is None:
-            raise UnsupportedError(f"fx has no rule for {node.kind} ({node!r})", hint="add it to RULES")
-        return rule(low, node, ())
-    except TapeoutError as error:
-        note_around(error, node, roots)
-        raise
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise LoweringError(
-            f"lowering {low.name_of(node)} ({node!r}) to fx failed: {error}",
-            facts=excerpt(node, roots),
-            hint="report it with the circuit's text",
-        ) from error

@@ -6,19 +6,15 @@ import operator
 from collections.abc import Mapping
 
 import torch
-from opt_einsum import contract_path
 from torch import fx
 
+from tapeout.backends.contraction import einsum_text, in_pairs
 from tapeout.backends.fx.graph import Args, Lowering
 from tapeout.ir import Einsum, Scalar
-from tapeout.ir.einsum import Axes, write_einsum
-from tapeout.ir.errors import UnsupportedError
+from tapeout.ir.einsum import Axes
 from tapeout.ir.sizes import Size
 
 Operand = tuple[fx.Node, Axes]
-
-_GUESSED_BATCH = 64
-"""How long the batch axis is taken to be where the order of products is chosen."""
 
 
 def einsum(low: Lowering, node: Einsum, _: Args) -> fx.Node:
@@ -50,17 +46,10 @@ def _product_of(low: Lowering, operands: list[Operand], out: Axes, sizes: Mappin
         kept = [axis for axis in axes if axis not in reduced]
         return low.permute(total, [kept.index(axis) for axis in out])
     if len(operands) == 2:
-        return low.call(torch.einsum, _einsum_text(operands, out), *(value for value, _ in operands))
+        return low.call(
+            torch.einsum, einsum_text([axes for _, axes in operands], out), *(value for value, _ in operands)
+        )
     return _in_pairs(low, operands, out, sizes)
-
-
-def _einsum_text(operands: list[Operand], out: Axes) -> str:
-    number = {axis: i for i, axis in enumerate(dict.fromkeys(axis for _, axes in operands for axis in axes))}
-    if len(number) > 52:
-        raise UnsupportedError(f"an einsum of {len(number)} axes", hint="torch.einsum has letters for 52")
-    return write_einsum(
-        tuple(tuple(number[axis] for axis in axes) for _, axes in operands), tuple(number[axis] for axis in out)
-    )
 
 
 def _in_pairs(low: Lowering, operands: list[Operand], out: Axes, sizes: Mapping[int, Size]) -> fx.Node:
@@ -69,17 +58,11 @@ def _in_pairs(low: Lowering, operands: list[Operand], out: Axes, sizes: Mapping[
     torch would choose the order anew at each call, TorchScript goes from left to right, and Inductor cannot
     choose while the batch has no size.
     """
-    guess = {axis: size if isinstance(size, int) else _GUESSED_BATCH for axis, size in sizes.items()}
-    shapes = [tuple(guess[axis] for axis in axes) for _, axes in operands]
-    path, _ = contract_path(_einsum_text(operands, out), *shapes, shapes=True)
     left = list(operands)
-    for step in path[:-1]:
-        chosen = [left.pop(i) for i in sorted(step, reverse=True)][::-1]
-        needed = set(out).union(*(axes for _, axes in left))
-        seen = dict.fromkeys(axis for _, axes in chosen for axis in axes)
-        kept = tuple([axis for axis in out if axis in seen] + [axis for axis in seen if axis in needed - set(out)])
+    for places, kept in in_pairs([axes for _, axes in operands], out, sizes):
+        chosen = [left.pop(i) for i in reversed(places)][::-1]
         left.append((_product_of(low, chosen, kept, sizes), kept))
-    return _product_of(low, left, out, sizes)
+    return left[0][0]
 
 
 def _elementwise_product(low: Lowering, operands: list[Operand], out: Axes) -> fx.Node:

@@ -15,9 +15,9 @@ from harness import CASES, KINDS, tensor
 
 from tapeout.backends.fx import lower
 from tapeout.backends.fx.functions import FUNCTION_RULES
-from tapeout.backends.fx.graph import Refused
 from tapeout.backends.fx.kinds import RULES
 from tapeout.backends.reference.evaluate import _RULES as REFERENCE_RULES
+from tapeout.backends.rules import Refused
 from tapeout.compiler.compile import BACKENDS
 from tapeout.ir import Add, Array, Circuit, DiscreteVar, Module, ModuleArgSpec, ModuleSpec, Symbol
 from tapeout.ir.errors import UnsupportedError

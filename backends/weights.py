@@ -1,24 +1,20 @@
-"""The constants of a GraphModule: one attribute for each distinct view of memory, under a readable name."""
+"""The constants that a lowered circuit reads: views of the arrays' memory, and copies where no view will do."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 
-from tapeout.ir import Array, Circuit, Index, Rearrange
+from tapeout.ir import Array, Circuit, GeneralFunction, Index, Rearrange
 from tapeout.ir.axis_index import Picks, apply_index
+from tapeout.ir.einsum import Axes
+from tapeout.ir.errors import LoweringError
+from tapeout.ir.kernels import Linear
 from tapeout.ir.sizes import is_concrete
-
-_WORD = re.compile(r"\W+")
-
-
-def identifier(name: str) -> str:
-    """The name as a Python identifier: `a0.h3` is `a0_h3`."""
-    word = _WORD.sub("_", name).strip("_")
-    return word if word and not word[0].isdigit() else f"n_{word}"
 
 
 def unused(base: str, taken: Container[str]) -> str:
@@ -40,10 +36,8 @@ class Weights:
 
     def __init__(self, dtype: torch.dtype, device: torch.device | None) -> None:
         self.dtype, self.device = dtype, device
-        self.tensors: dict[str, torch.Tensor] = {}
         self.packed_bytes = 0
         self._moved: dict[tuple[Any, ...], torch.Tensor] = {}
-        self._names: dict[tuple[Any, ...], str] = {}
         self._copies: dict[Circuit, torch.Tensor] = {}
 
     def value(self, node: Circuit) -> torch.Tensor | None:
@@ -75,34 +69,12 @@ class Weights:
             value = apply_index(value, each.axis_indices) if isinstance(each, Index) else rearranged(each, value)
         return value
 
-    def add(self, value: torch.Tensor, name: str, content: str | None = None) -> str:
-        """The attribute that holds the tensor.
-
-        A new one, called after `name`, for memory (or content) not seen before.
-        """
-        key: tuple[Any, ...] = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
-        if content is not None:
-            key = (content,)
-        if key not in self._names:
-            chosen = unused(identifier(name), self.tensors)
-            self._names[key] = chosen
-            self.tensors[chosen] = value
-        return self._names[key]
-
     def pack(self, value: torch.Tensor, shape: list[int]) -> torch.Tensor:
         """The tensor reshaped: a view if it can be, else a copy, which is counted."""
         out = value.reshape(shape)
         if not _same_memory(out, value):
             self.packed_bytes += out.numel() * out.element_size()
         return out
-
-    def register(self, module: torch.nn.Module) -> None:
-        """Hangs the tensors into the module: floating ones as parameters without gradient, others as buffers."""
-        for name, value in self.tensors.items():
-            if value.is_floating_point():
-                module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
-            else:
-                module.register_buffer(name, value)
 
     def _move(self, value: torch.Tensor) -> torch.Tensor:
         target = self.dtype if value.is_floating_point() else value.dtype
@@ -112,6 +84,73 @@ class Weights:
         if key not in self._moved:
             self._moved[key] = value.to(device=self.device, dtype=target)
         return self._moved[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """A product with a weight as one of two matrices.
+
+    Attributes:
+        rows: the axes of x that stay.
+        shared: the contracted axes, in the order in which they lie in the weight's memory: merging them is a view.
+        columns: the axes that come from the weight.
+        inner: the size of the contracted axes together.
+        widths: the sizes of the columns.
+        matrix: the weight [columns, shared].
+        shift: the bias [columns], or None.
+    """
+
+    rows: list[int]
+    shared: list[int]
+    columns: list[int]
+    inner: int
+    widths: list[int]
+    matrix: torch.Tensor
+    shift: torch.Tensor | None
+
+    @staticmethod
+    def of(weights: Weights, node: GeneralFunction) -> Matrices:
+        """What a `Linear` multiplies.
+
+        Raises:
+            LoweringError: if weight or bias is no constant.
+        """
+        spec = node.spec
+        if not isinstance(spec, Linear):
+            raise LoweringError(f"{node!r} is no product with a weight", hint="report it")
+        weight, *bias = (_constant(weights, child) for child in node.children[1:])
+        strides = dict(zip(spec.weight_axes, weight.stride(), strict=True))
+        sizes = dict(zip(spec.weight_axes, weight.shape, strict=True))
+        shared = sorted((axis for axis in spec.x_axes if axis in sizes), key=lambda axis: -strides[axis])
+        columns = [axis for axis in spec.out_axes if axis in sizes]
+        inner, widths = prod(sizes[axis] for axis in shared), [sizes[axis] for axis in columns]
+        matrix = _permuted(weight, spec.weight_axes, [*columns, *shared])
+        shift = None
+        if bias and spec.bias_axes is not None:
+            own = [axis for axis in columns if axis in spec.bias_axes]
+            shift = _permuted(bias[0], spec.bias_axes, own)
+            shift = shift.reshape([sizes[axis] if axis in own else 1 for axis in columns])
+            shift = weights.pack(shift.expand(widths), [prod(widths)])
+        return Matrices(
+            [axis for axis in spec.x_axes if axis not in sizes],
+            shared,
+            columns,
+            inner,
+            widths,
+            weights.pack(matrix, [prod(widths), inner]),
+            shift,
+        )
+
+
+def _permuted(value: torch.Tensor, have: Axes, want: list[int]) -> torch.Tensor:
+    return value.permute([have.index(axis) for axis in want])
+
+
+def _constant(weights: Weights, node: Circuit) -> torch.Tensor:
+    value = weights.copied(node)
+    if value is None:
+        raise LoweringError(f"the weight {node!r} is no constant", hint="kernels take constants as weights")
+    return value
 
 
 def _chain(node: Circuit) -> list[Index | Rearrange]:

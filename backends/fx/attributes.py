@@ -1,0 +1,49 @@
+"""The constants of a GraphModule: one attribute for each distinct view of memory, under a readable name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from tapeout.backends.weights import Weights, unused
+
+_WORD = re.compile(r"\W+")
+
+
+def identifier(name: str) -> str:
+    """The name as a Python identifier: `a0.h3` is `a0_h3`."""
+    word = _WORD.sub("_", name).strip("_")
+    return word if word and not word[0].isdigit() else f"n_{word}"
+
+
+class Attributes(Weights):
+    """Weights that hang in a module, each held once."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | None) -> None:
+        super().__init__(dtype, device)
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+
+    def add(self, value: torch.Tensor, name: str, content: str | None = None) -> str:
+        """The attribute that holds the tensor.
+
+        A new one, called after `name`, for memory (or content) not seen before.
+        """
+        key: tuple[Any, ...] = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        if content is not None:
+            key = (content,)
+        if key not in self._names:
+            chosen = unused(identifier(name), self.tensors)
+            self._names[key] = chosen
+            self.tensors[chosen] = value
+        return self._names[key]
+
+    def register(self, module: torch.nn.Module) -> None:
+        """Hangs the tensors into the module: floating ones as parameters without gradient, others as buffers."""
+        for name, value in self.tensors.items():
+            if value.is_floating_point():
+                module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+            else:
+                module.register_buffer(name, value)

@@ -1,0 +1,58 @@
+"""Rules: for every kind of node and every function how a backend lowers it, or why it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tapeout.ir import Circuit
+from tapeout.ir.errors import LoweringError, TapeoutError, UnsupportedError
+from tapeout.ir.text import excerpt, note_around
+
+
+class Lowers(Protocol):
+    """The state of a lowering, as far as every backend has it."""
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+
+    def name_of(self, node: Circuit) -> str:
+        """What a node is called in messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The rule of what is not lowered, and why."""
+
+    reason: str
+    hint: str | None = None
+
+    def __call__(self, low: Lowers, node: Circuit, _: Any) -> Any:
+        raise UnsupportedError(
+            f"{low.backend} cannot lower {node!r}: {self.reason}", hint=self.reason if self.hint is None else self.hint
+        )
+
+
+def lowered(low: Lowers, rules: Mapping[type[Circuit], Any], node: Circuit, roots: Sequence[Circuit]) -> Any:
+    """What the rule of the node's kind makes of it.
+
+    Raises:
+        UnsupportedError: for a kind or function without a rule.
+        LoweringError: for anything else that goes wrong, with the node.
+    """
+    try:
+        rule = rules.get(type(node))
+        if rule is None:
+            raise UnsupportedError(f"{low.backend} has no rule for {node.kind} ({node!r})", hint="add it to RULES")
+        return rule(low, node, ())
+    except TapeoutError as error:
+        note_around(error, node, roots)
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise LoweringError(
+            f"lowering {low.name_of(node)} ({node!r}) to {low.backend} failed: {error}",
+            facts=excerpt(node, roots),
+            hint="report it with the circuit's text",
+        ) from error
