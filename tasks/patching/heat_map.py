@@ -1,0 +1,89 @@
+"""Heat maps: a matrix of effects as a picture, and as a page that shows the values under the pointer."""
+
+from __future__ import annotations
+
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tapeout.ir.errors import DataError
+
+if TYPE_CHECKING:
+    import altair as alt
+    import xarray as xr
+
+_CELL = 28
+"""The side of a square where there are few, in pixels before the picture is scaled."""
+
+_MOST_WIDTH, _MOST_HEIGHT = 720, 960
+"""How large all of them together may be."""
+
+
+def heat_map(effects: xr.DataArray, title: str = "") -> alt.Chart:
+    """A chart of a matrix: a square a value, in colours centred on 0 (blue above, red below).
+
+    Args:
+        effects: two axes with names and labels, the rows first; its name says what the values are. Values that
+            are not there (NaN) are left blank.
+        title: above the chart.
+
+    Returns:
+        An Altair chart: `chart.save("x.html")`, or a notebook shows it.
+
+    Raises:
+        DataError: for an array of another rank.
+    """
+    import altair as alt
+
+    if effects.ndim != 2:
+        raise DataError(
+            f"a heat map of an array with the axes {', '.join(map(str, effects.dims)) or 'none'}",
+            hint='choose or average until two are left: effects.mean("prompt"), effects.sel(position=15)',
+        )
+    rows, columns = (str(dim) for dim in effects.dims)
+    quantity = str(effects.name or "effect")
+    largest = float(abs(effects).max()) or 1.0
+    colour = alt.Color("value:Q", title=quantity).scale(scheme="redblue", domain=[-largest, largest])
+    return (
+        alt.Chart(alt.Data(values=_records(effects)), title=title)
+        .mark_rect()
+        .encode(
+            x=alt.X("column:N", title=columns, sort=None, axis=alt.Axis(labelOverlap=True)),
+            y=alt.Y("row:N", title=rows, sort=None, axis=alt.Axis(labelOverlap=True)),
+            color=colour,
+            tooltip=[
+                alt.Tooltip("row:N", title=rows),
+                alt.Tooltip("column:N", title=columns),
+                alt.Tooltip("value:Q", title=quantity, format=".4f"),
+            ],
+        )
+        .properties(
+            width=min(_CELL * effects.shape[1], _MOST_WIDTH), height=min(_CELL * effects.shape[0], _MOST_HEIGHT)
+        )
+    )
+
+
+def _records(effects: xr.DataArray) -> list[dict[str, Any]]:
+    rows, columns = (effects[dim].values.tolist() for dim in effects.dims)
+    values = effects.values.tolist()
+    return [
+        {"row": str(row), "column": str(column), "value": value}
+        for row, line in zip(rows, values, strict=True)
+        for column, value in zip(columns, line, strict=True)
+        if value == value
+    ]
+
+
+def write_heat_map(chart: alt.Chart, folder: Path, name: str = "heat_map") -> list[Path]:
+    """Writes `name.png` and `name.html` to a folder; the page holds all that it needs and loads nothing.
+
+    Returns:
+        the two files.
+    """
+    picture, page = BytesIO(), StringIO()
+    chart.save(picture, format="png", scale_factor=2)
+    chart.save(page, format="html", inline=True)
+    files = [folder / f"{name}.png", folder / f"{name}.html"]
+    files[0].write_bytes(picture.getvalue())
+    files[1].write_text(page.getvalue(), encoding="utf-8")
+    return files
