@@ -42,9 +42,9 @@ def heat_map(effects: xr.DataArray, title: str = "") -> alt.Chart:
         )
     rows, columns = (str(dim) for dim in effects.dims)
     quantity = str(effects.name or "effect")
-    largest = float(abs(effects).max()) or 1.0
+    largest = float(abs(effects).max().fillna(0)) or 1.0
     colour = alt.Color("value:Q", title=quantity).scale(scheme="redblue", domain=[-largest, largest])
-    return (
+    chart: alt.Chart = (
         alt.Chart(alt.Data(values=_records(effects)), title=title)
         .mark_rect()
         .encode(
@@ -61,6 +61,7 @@ def heat_map(effects: xr.DataArray, title: str = "") -> alt.Chart:
             width=min(_CELL * effects.shape[1], _MOST_WIDTH), height=min(_CELL * effects.shape[0], _MOST_HEIGHT)
         )
     )
+    return chart
 
 
 def _records(effects: xr.DataArray) -> list[dict[str, Any]]:
