@@ -189,7 +189,8 @@ class IterativeMatcher:
         self.state = states[0] if len(states) == 1 else _AnyOf(tuple(states))
 
     @classmethod
-    def _new(cls, state: State) -> IterativeMatcher:
+    def of_state(cls, state: State) -> IterativeMatcher:
+        """The matcher that begins in a state."""
         out = object.__new__(cls)
         out.state = state
         return out
@@ -205,7 +206,7 @@ class IterativeMatcher:
 
     @staticmethod
     def all(*matchers: IterativeMatcherIn) -> IterativeMatcher:
-        return IterativeMatcher._new(_AllOf(tuple(IterativeMatcher(matcher).state for matcher in matchers)))
+        return IterativeMatcher.of_state(_AllOf(tuple(IterativeMatcher(matcher).state for matcher in matchers)))
 
     @staticmethod
     def noop_traversal() -> IterativeMatcher:
@@ -234,12 +235,12 @@ class IterativeMatcher:
         for matcher in rest:
             following = IterativeMatcher(matcher)
             states.append((following.filter(start_depth=1) if must_be_sub else following).state)
-        return IterativeMatcher._new(_Chains(frozenset((tuple(states),))))
+        return IterativeMatcher.of_state(_Chains(frozenset((tuple(states),))))
 
     def chain_many(self, *rest: Any, must_be_sub: bool = False) -> IterativeMatcher:
         """Several chains that begin with this matcher, any of which may match."""
         chains = [self.chain(*matchers, must_be_sub=must_be_sub).state for matchers in rest]
-        return IterativeMatcher._new(_AnyOf(tuple(chains)))
+        return IterativeMatcher.of_state(_AnyOf(tuple(chains)))
 
     def filter(
         self,
@@ -262,7 +263,7 @@ class IterativeMatcher:
                 hint="start_depth is inclusive, end_depth exclusive",
             )
         early = None if term_early_at is False else Matcher(term_early_at)
-        return IterativeMatcher._new(_Filtered(self.state, start_depth or 0, end_depth, early, term_if_matches))
+        return IterativeMatcher.of_state(_Filtered(self.state, start_depth or 0, end_depth, early, term_if_matches))
 
     restrict = filter
 
@@ -286,7 +287,7 @@ class IterativeMatcher:
         return self._children(choose)
 
     def _children(self, choose: Callable[[Circuit], frozenset[int]]) -> IterativeMatcher:
-        return IterativeMatcher._new(_ChildrenOf(self.state, choose))
+        return IterativeMatcher.of_state(_ChildrenOf(self.state, choose))
 
     def __repr__(self) -> str:
         return f"IterativeMatcher({self.state})".replace("(_", "(").replace("=_", "=")

@@ -17,7 +17,7 @@ Transform = Callable[[Circuit], Circuit]
 _SHOWN = 8
 
 
-class _Prune:
+class Prune:
     """Remembers, for one root, which labels each matcher needs."""
 
     __slots__ = ("below", "masks")
@@ -41,7 +41,7 @@ class _Prune:
 
 def _visit(root: Circuit, matcher: IterativeMatcher) -> Iterator[Circuit]:
     """The matching nodes, some perhaps more than once."""
-    prune = _Prune(root)
+    prune = Prune(root)
     seen: set[tuple[Circuit, State]] = set()
     stack: list[tuple[Circuit, State]] = [(root, matcher.state)]
     while stack:
@@ -135,7 +135,7 @@ def _similar_names(circuit: Circuit, matcher: IterativeMatcherIn) -> list[str]:
 def get_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[Circuit]]:
     """For each matching node one path: the node first, `circuit` last."""
     iterative = IterativeMatcher(matcher)
-    prune = _Prune(circuit)
+    prune = Prune(circuit)
     start = (circuit, iterative.state)
     came_from: dict[tuple[Circuit, State], tuple[Circuit, State] | None] = {start: None}
     out: dict[Circuit, list[Circuit]] = {}
@@ -169,7 +169,7 @@ def _trace(
 
 def get_all_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[list[Circuit]]]:
     """For each matching node every path to it; there can be exponentially many."""
-    prune = _Prune(circuit)
+    prune = Prune(circuit)
     out: dict[Circuit, list[list[Circuit]]] = {}
     stack: list[tuple[Circuit, State, tuple[Circuit, ...]]] = [(circuit, IterativeMatcher(matcher).state, ())]
     while stack:
@@ -274,7 +274,7 @@ def _rebuild(node: Circuit, children: tuple[Circuit, ...], memo: dict[Circuit, C
 
 @without_gc
 def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Transform) -> Circuit:
-    prune = _Prune(root)
+    prune = Prune(root)
     transformed: dict[Circuit, Circuit] = {}
     memo: dict[tuple[Circuit, State | None], Circuit] = {}
     images: dict[Circuit, set[Circuit]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from tapeout.ir import Add, Array, Circuit, DiscreteVar, GeneralFunction, I, Index, Symbol
@@ -61,11 +63,22 @@ def bind_dataset(circuit: Circuit, tokens: torch.Tensor, labels: torch.Tensor | 
         )
     if labels is None and circuit.are_any_found("labels"):
         raise DataError(f"{circuit!r} has labels, and none were given", hint="give [N, 2]: the IO and the S token")
-    group = DiscreteVar.uniform_probs_and_group(len(tokens))
     rows = {"tokens": tokens}
     if labels is not None:
         _check_labels(circuit, labels, len(tokens))
         rows["labels"] = labels
+    return bind_rows(circuit, rows)
+
+
+def bind_rows(circuit: Circuit, rows: Mapping[str, torch.Tensor]) -> Circuit:
+    """The circuit over rows of data: a leading axis over them.
+
+    Args:
+        circuit: of one row.
+        rows: for names of symbols and arrays the values that take their place, all with as many rows. Names
+            that the circuit does not have are no error.
+    """
+    group = DiscreteVar.uniform_probs_and_group(len(next(iter(rows.values()))))
     for name, values in rows.items():
         variable = DiscreteVar(Array(values, name), group)
         circuit = circuit.update(name, lambda _, variable=variable: variable)  # type: ignore[misc]

@@ -1,6 +1,27 @@
 """Path patching, activation patching and ablation, as exact edits of a circuit."""
 
+from tapeout.tasks.patching.data import PATCH_TOKENS
+from tapeout.tasks.patching.expose import Exposed, expose
 from tapeout.tasks.patching.names import END, NodeName, Site, parse_name, parse_site
+from tapeout.tasks.patching.paths import PathPatch, path_patch
 from tapeout.tasks.patching.places import Place, find, locate, node_names
+from tapeout.tasks.patching.routes import Path, parse_path
 
-__all__ = ["END", "NodeName", "Place", "Site", "find", "locate", "node_names", "parse_name", "parse_site"]
+__all__ = [
+    "END",
+    "PATCH_TOKENS",
+    "Exposed",
+    "NodeName",
+    "Path",
+    "PathPatch",
+    "Place",
+    "Site",
+    "expose",
+    "find",
+    "locate",
+    "node_names",
+    "parse_name",
+    "parse_path",
+    "parse_site",
+    "path_patch",
+]

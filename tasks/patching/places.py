@@ -86,6 +86,18 @@ def locate(circuit: Circuit, names: Iterable[NodeName]) -> dict[NodeName, Place]
     return out
 
 
+def present(circuit: Circuit, names: Iterable[NodeName]) -> list[NodeName]:
+    """Those of the parts that are there."""
+    out = []
+    for name in names:
+        try:
+            locate(circuit, [name])
+        except MatchError:
+            continue
+        out.append(name)
+    return out
+
+
 def find(circuit: Circuit, name: NameIn) -> Place:
     """Where a part is in a circuit; see `locate`."""
     parsed = parse_name(name)

@@ -242,7 +242,8 @@ def test_every_pass_that_there_is_is_registered() -> None:
             waiting.append(kind)
             if kind.__module__.startswith("tapeout.passes.") and not kind.__subclasses__():
                 defined.add(kind)
-    assert {kind.__name__ for kind in defined} == {kind.__name__ for kind in PASSES.values()}
+    registered = {kind for kind in PASSES.values() if kind.__module__.startswith("tapeout.passes.")}
+    assert {kind.__name__ for kind in defined} == {kind.__name__ for kind in registered}
     seeds = (
         "pull_up_bias push_down_weights split_by_head pull_up_head_split clear_block_module flatten_res "
         "conform_all_modules substitute_modules rename split_to_concat strip_names"
