@@ -8,7 +8,7 @@ experiments in `tapeout.tasks`.
 from importlib.metadata import PackageNotFoundError, version
 
 import tapeout.backends.reference  # noqa: F401 (says how circuits are evaluated)
-from tapeout.compiler import Compiled, compile, compile_many, evaluate_many, load, values
+from tapeout.compiler import Compiled, bisect, compare, compile, compile_many, evaluate_many, load, values
 from tapeout.ir import *  # noqa: F403
 from tapeout.ir import __all__ as _ir_names
 from tapeout.ir.errors import (
@@ -60,6 +60,8 @@ __all__ = [
     "TypeMismatchError",
     "UnsupportedError",
     "__version__",
+    "bisect",
+    "compare",
     "compile",
     "compile_many",
     "conform_all_modules",

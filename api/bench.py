@@ -16,8 +16,9 @@ from tapeout.ir.errors import ModelError
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi import IOIDataset
-from tapeout.tasks.ioi.bench import BenchResult, Setting, run_bench
+from tapeout.tasks.ioi.bench import BenchResult, run_bench
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
+from tapeout.tasks.ioi.setting import Setting
 
 
 def bench(

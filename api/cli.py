@@ -9,6 +9,7 @@ import typer
 
 import tapeout
 from tapeout.bench import bench
+from tapeout.compare_command import compare
 from tapeout.compile_command import compile
 from tapeout.ioi import ioi
 from tapeout.ir.errors import TapeoutError
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(ioi)
 app.command()(compile)
 app.command()(bench)
+app.command()(compare)
 app.command()(show)
 
 

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
+from tapeout.progress import progress_line
 from tapeout.tasks.ioi.experiment import IOIResult, run_ioi
-from tapeout.tasks.ioi.experiment import Progress as Notify
 
 
 def ioi(
@@ -61,7 +51,7 @@ def ioi(
     The same prompts are given to the Hugging Face model that the circuit was made from. Exit code 1: the
     two differ by more than the dtype allows. Exit code 2: bad options, model or data. 130: interrupted.
     """
-    with _progress(quiet=as_json) as notify:
+    with progress_line(quiet=as_json) as notify:
         result = run_ioi(
             model,
             n=n,
@@ -84,26 +74,6 @@ def ioi(
             file=sys.stderr,
         )
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Notify]:
-    """A line of progress on standard error, if that is a terminal; it leaves no trace."""
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def notify(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total or None)
-
-        yield notify
 
 
 def _print_result(result: IOIResult, console: Console) -> None:

@@ -18,8 +18,9 @@ import torch
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi import IOIDataset
-from tapeout.tasks.ioi.bench import Setting, format_result, run_bench
+from tapeout.tasks.ioi.bench import format_result, run_bench
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
+from tapeout.tasks.ioi.setting import Setting
 
 LENGTH = 16
 PROMPTS = 100

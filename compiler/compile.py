@@ -76,7 +76,7 @@ def compile_many(
 
     Args and errors: see `compile`.
     """
-    build = _builder(backend)
+    build = builder(backend)
     kind, where = as_dtype(dtype), torch.device(device)
     if kind not in DTYPES:
         raise TypeMismatchError(f"cannot compile to {kind}", hint="use float32, float64 or bfloat16")
@@ -102,7 +102,7 @@ def compile_many(
     )
 
 
-def _builder(backend: str) -> Builder:
+def builder(backend: str) -> Builder:
     if backend not in BACKENDS:
         raise UnsupportedError(f"there is no backend {backend!r}", hint=f"there are {', '.join(BACKENDS)}")
     return import_module(BACKENDS[backend]).build  # type: ignore[no-any-return]

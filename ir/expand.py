@@ -34,7 +34,17 @@ def substitute_symbols(circuit: Circuit, bindings: Bindings, capture: bool = Fal
         ShapeError: if the replacements do not fit.
         ModuleBindingError: if a free symbol of a replacement would be captured by a module, and `capture` is off.
     """
-    return _substitute(circuit, bindings, capture, _learnt(bindings))
+    return _substitute([circuit], bindings, capture, _learnt(bindings))[0]
+
+
+@without_gc
+def substitute_in_all(circuits: Sequence[Circuit], bindings: Bindings) -> list[Circuit]:
+    """The same in several circuits; what they share is rebuilt once.
+
+    Raises:
+        ShapeError, ModuleBindingError: see `substitute_symbols`.
+    """
+    return _substitute(circuits, bindings, False, _learnt(bindings))
 
 
 def _learnt(bindings: Bindings) -> Unifier | None:
@@ -51,10 +61,12 @@ def _learnt(bindings: Bindings) -> Unifier | None:
     return unifier if unifier.known else None
 
 
-def _substitute(circuit: Circuit, bindings: Bindings, capture: bool, learnt: Unifier | None) -> Circuit:
+def _substitute(
+    circuits: Sequence[Circuit], bindings: Bindings, capture: bool, learnt: Unifier | None
+) -> list[Circuit]:
     bindings = {symbol: node for symbol, node in bindings.items() if symbol is not node}
     memo: dict[Circuit, Circuit] = {symbol: node for symbol, node in bindings.items()}
-    stack = [circuit]
+    stack = list(circuits)
     while stack:
         node = stack[-1]
         if node in memo:
@@ -76,7 +88,7 @@ def _substitute(circuit: Circuit, bindings: Bindings, capture: bool, learnt: Uni
         else:
             sized = node if learnt is None else node.with_sizes(learnt)
             memo[node] = sized.expand(tuple([memo[child] for child in below]))
-    return memo[circuit]
+    return [memo[circuit] for circuit in circuits]
 
 
 def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Bindings, capture: bool) -> Circuit:
@@ -90,7 +102,7 @@ def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Binding
         _check_capture(module, inside, bound)
     extras = [new.rank - old.rank for new, old in zip(nodes, module.nodes, strict=True)]
     if _batch_stays_in_front(module, extras) and all(node.rank == old.rank for old, node in inside.items()):
-        new_body = _substitute(body, inside, capture, None) if inside else body
+        new_body = _substitute([body], inside, capture, None)[0] if inside else body
         return Module.build(new_body, module.arg_specs, nodes, module.op_name)
     batch = align_batch(
         repr(module),
@@ -103,8 +115,8 @@ def _expand_module(module: Module, nodes: tuple[Circuit, ...], bindings: Binding
         if extra > 0
     }
     if capture:
-        inside = {symbol: _substitute(node, widened, False, None) for symbol, node in inside.items()}
-    new_body = _substitute(body, {**inside, **widened}, capture, None)  # its sizes are names of its own
+        inside = {symbol: _substitute([node], widened, False, None)[0] for symbol, node in inside.items()}
+    new_body = _substitute([body], {**inside, **widened}, capture, None)[0]  # its sizes are names of its own
     new_body = repeat_to_batch(new_body, new_body.rank - body.rank, batch)
     specs = tuple(spec.with_symbol(widened.get(spec.symbol, spec.symbol)) for spec in module.arg_specs)
     return _behind_own_batch(module, new_body, specs, nodes, extras, len(batch))

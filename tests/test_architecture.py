@@ -34,7 +34,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TEXT_SUFFIXES = {".py", ".md", ".cfg", ".toml", ".txt", ".yml", ".yaml", ".json", ""}
 UNTRACKED_FOLDERS = {"build", "dist", "__pycache__"}
 
-HEAVY = {"onnx", "onnx_ir", "onnxruntime", "transformers"}
+HEAVY = {"onnx", "onnx_ir", "onnxruntime", "rust_circuit", "transformers"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "torch.package", "np.load", "numpy.load"}
 UNSAFE_OPTIONS = {

@@ -6,18 +6,18 @@ only two tokens) divided by the machine's matmul rate on (1600 x 768) @ (768 x 3
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from tapeout.compiler import Compiled, compile
-from tapeout.ir import Circuit
+from tapeout.compiler.measure import measure
 from tapeout.ir.errors import UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset
+from tapeout.tasks.ioi.setting import Setting, hugging_face_logit_diff
 
 MATMUL = (1600, 768, 3072)
 """The product whose rate is the machine's: rows, contracted, columns."""
@@ -25,25 +25,6 @@ MATMUL = (1600, 768, 3072)
 _MATMULS = 10
 Call = Callable[[], torch.Tensor]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What is measured.
-
-    Attributes:
-        name: the model's name.
-        model: the Hugging Face model.
-        metric: its logit difference of one prompt, with inputs `tokens` and `labels`.
-        tokens: the prompts [N, SEQ], int64.
-        labels: the IO and S tokens [N, 2], int64.
-    """
-
-    name: str
-    model: Any
-    metric: Circuit
-    tokens: torch.Tensor
-    labels: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +121,9 @@ def _ways(
     setting: Setting, backends: Sequence[str], dtypes: Sequence[str], say: Say
 ) -> tuple[dict[str, Call], dict[str, float]]:
     """Every way, ready to be called, and the seconds that making it took."""
-    model, tokens, labels = setting.model, setting.tokens, setting.labels
-
-    def hugging_face(options: Mapping[str, Any]) -> torch.Tensor:
-        with torch.inference_mode():
-            last: torch.Tensor = model(tokens, use_cache=False, **options).logits[:, -1]
-        io, s = last.gather(1, labels).unbind(1)
-        return io - s
-
     calls: dict[str, Call] = {
-        "Hugging Face, all logits": lambda: hugging_face({}),
-        "Hugging Face, last logits": lambda: hugging_face({"logits_to_keep": 1}),
+        "Hugging Face, all logits": lambda: hugging_face_logit_diff(setting),
+        "Hugging Face, last logits": lambda: hugging_face_logit_diff(setting, logits_to_keep=1),
     }
     made: dict[str, float] = {}
 
@@ -162,26 +135,14 @@ def _ways(
         made[name] = time.perf_counter() - start
         calls[name] = lambda: compiled(**values)
 
-    inputs = {"tokens": tokens, "labels": labels}
+    inputs = setting.inputs
     for backend in backends:
         for dtype in dtypes:
             add(f"{backend} {dtype}", lambda b=backend, d=dtype: compile(setting.metric, b, list(inputs), d), inputs)  # type: ignore[misc]
     for backend in backends:
         add(f"{backend} {dtypes[0]}, prompts bound", lambda b=backend: compile(  # type: ignore[misc]
-            bind_dataset(setting.metric, tokens, labels), b, dtype=dtypes[0]), {})  # fmt: skip
+            bind_dataset(setting.metric, setting.tokens, setting.labels), b, dtype=dtypes[0]), {})  # fmt: skip
     return calls, made
-
-
-def measure(calls: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
-    """The median seconds of each, one call of each in turn; the first round does not count."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeat + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def format_result(result: BenchResult) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import compile
+from tapeout.compiler.reference import Progress
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import ModelError, TypeMismatchError
@@ -34,9 +34,6 @@ whatever its dtype. A bfloat16 run of SmolLM2 in Hugging Face itself is up to 0.
 """
 
 _ROWS = 50  # a chunk of a dataset: bounds the logits of all positions that Hugging Face's model returns
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is (0 if that is not known)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +143,7 @@ def run_ioi(
     if dtype not in TOLERANCES:
         raise TypeMismatchError(f"dtype {dtype!r} is not supported here", hint=f"use {', '.join(TOLERANCES)}")
     start = time.perf_counter()
-    checkpoint = _in_full_precision(load_checkpoint(model, progress=lambda line: notify(line, 0, 0)))
+    checkpoint = in_full_precision(load_checkpoint(model, progress=lambda line: notify(line, 0, 0)))
     if checkpoint.tokenizer is None:
         raise ModelError(
             f"{checkpoint.source} has no tokenizer, and IOI prompts are made of text",
@@ -178,7 +175,7 @@ def run_ioi(
     )
 
 
-def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
+def in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
     """A 16-bit model in float32: else its rotary tables too were in 16 bits, as Hugging Face's are not."""
     if checkpoint.model.dtype.itemsize >= torch.float32.itemsize:
         return checkpoint

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import tiny
+from command import Ran, Terminal, shell, words
 from typer.testing import CliRunner
 
 import tapeout
@@ -26,7 +22,6 @@ from tapeout.ir.errors import DataError
 from tapeout.models import split_circuit
 from tapeout.tasks.ioi import experiment
 
-COMMAND = [sys.executable, "-c", "from tapeout.cli import main; main()"]
 KEYS = {
     "logit_diff_mean",
     "logit_diff_std",
@@ -40,44 +35,7 @@ KEYS = {
 }
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 Run = Callable[..., Ran]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = tiny.word_tokenizer()
-    return tiny.save(tiny.gpt2(len(tokenizer)), tmp_path_factory.mktemp("gpt2"), tokenizer)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process."""
-
-    def invoke(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["tapeout", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return Ran(int(end.value.code or 0), captured.out, captured.err)
-
-    return invoke
-
-
-def shell(*arguments: object) -> Ran:
-    """Runs the command in a process of its own."""
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    return Ran(done.returncode, done.stdout, done.stderr)
-
-
-def words(text: str) -> str:
-    """The text without frames and line breaks."""
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 
 
 # -- help
@@ -262,43 +220,6 @@ def test_unknown_command(run: Run) -> None:
 
 
 # -- a terminal
-
-
-class Terminal:
-    """The command in a process whose standard error is a terminal."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.screen, side = pty.openpty()
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=side, env=environment
-        )
-        os.close(side)
-        self.shown = ""
-
-    def wait_for(self, text: str, seconds: float = 120.0) -> None:
-        """Reads until the text was shown."""
-        end = time.monotonic() + seconds
-        while text not in self.shown:
-            ready, _, _ = select.select([self.screen], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"{text!r} was not shown: {self.shown!r}"
-            self._read()
-
-    def finish(self) -> Ran:
-        """Reads to the end."""
-        while self._read():
-            pass
-        out = self.process.communicate(timeout=120)[0].decode()
-        os.close(self.screen)
-        return Ran(self.process.returncode, out, self.shown)
-
-    def _read(self) -> bool:
-        try:
-            data = os.read(self.screen, 4096).decode(errors="replace")
-        except OSError:  # how Linux says that the other side is closed
-            return False
-        self.shown += data
-        return bool(data)
 
 
 def test_progress_is_shown_and_removed(checkpoint: Path) -> None:
