@@ -1,5 +1,6 @@
 """Path patching, activation patching and ablation, as exact edits of a circuit."""
 
+from tapeout.tasks.patching.activations import Ablate, ActivationPatch, ablate, activation_patch
 from tapeout.tasks.patching.data import PATCH_TOKENS
 from tapeout.tasks.patching.expose import Exposed, expose
 from tapeout.tasks.patching.names import END, NodeName, Site, parse_name, parse_site
@@ -10,12 +11,16 @@ from tapeout.tasks.patching.routes import Path, parse_path
 __all__ = [
     "END",
     "PATCH_TOKENS",
+    "Ablate",
+    "ActivationPatch",
     "Exposed",
     "NodeName",
     "Path",
     "PathPatch",
     "Place",
     "Site",
+    "ablate",
+    "activation_patch",
     "expose",
     "find",
     "locate",

@@ -70,33 +70,37 @@ def check_pair(circuit: Circuit, baseline: Data | None, patch: Data | None) -> d
             hint="give both, or neither: the result is then a circuit of one row with the symbols tokens and "
             f"{PATCH_TOKENS}",
         )
-    rows, others = rows_of(baseline), rows_of(patch)["tokens"]
-    if rows["tokens"].shape != others.shape:
+    ours, others = rows_of(baseline)["tokens"], rows_of(patch)["tokens"]
+    if ours.shape != others.shape:
         raise DataError(
-            f"baseline tokens {list(rows['tokens'].shape)} and patch tokens {list(others.shape)} do not go together",
+            f"baseline tokens {list(ours.shape)} and patch tokens {list(others.shape)} do not go together",
             hint="row i of the one is patched into row i of the other: both need as many rows, of equal length "
             "(dataset.gen_flipped_prompts keeps both)",
         )
-    symbol = check_one_row(circuit)
-    if others.ndim != 2 or others.shape[1] != symbol.shape[0] or not len(others):
+    return {**check_rows(circuit, baseline), PATCH_TOKENS: others}
+
+
+def check_rows(circuit: Circuit, data: Data) -> dict[str, torch.Tensor]:
+    """The rows of a dataset, with labels exactly if the circuit compares labels.
+
+    Raises:
+        DataError: if they do not fit the circuit.
+    """
+    rows, symbol = rows_of(data), check_one_row(circuit)
+    tokens, labels = rows["tokens"], rows.get("labels")
+    if tokens.ndim != 2 or tokens.shape[1] != symbol.shape[0] or not len(tokens):
         raise DataError(
-            f"tokens of shape {list(others.shape)} do not fit {symbol!r}",
+            f"tokens of shape {list(tokens.shape)} do not fit {symbol!r}",
             hint="give at least one row, and rows of the length that the circuit was built for",
         )
-    return {**_labels(circuit, rows, isinstance(baseline, IOIDataset)), PATCH_TOKENS: others}
-
-
-def _labels(circuit: Circuit, rows: Mapping[str, torch.Tensor], optional: bool) -> dict[str, torch.Tensor]:
-    """The baseline's rows, with labels exactly if the circuit compares labels."""
     wanted = circuit.are_any_found("labels")
-    labels, count = rows.get("labels"), len(rows["tokens"])
-    if wanted and (labels is None or tuple(labels.shape) != (count, 2)):
+    if wanted and (labels is None or tuple(labels.shape) != (len(tokens), 2)):
         raise DataError(
             f"{circuit!r} compares labels, and the baseline data has "
-            f"{'none' if labels is None else f'them of shape {list(labels.shape)} for {count} rows'}",
+            f"{'none' if labels is None else f'them of shape {list(labels.shape)} for {len(tokens)} rows'}",
             hint="give labels [N, 2]: the IO and the S token of each row",
         )
-    if labels is not None and not wanted and not optional:
+    if labels is not None and not wanted and not isinstance(data, IOIDataset):
         raise DataError(
             f"labels were given, and {circuit!r} has no node of that name",
             hint="make the metric first: logit_diff_circuit(logits)",
@@ -104,6 +108,6 @@ def _labels(circuit: Circuit, rows: Mapping[str, torch.Tensor], optional: bool) 
     return {name: values for name, values in rows.items() if name != "labels" or wanted}
 
 
-def bind_pair(circuit: Circuit, rows: Mapping[str, torch.Tensor] | None) -> Circuit:
-    """The circuit over the rows of `check_pair`; as it is without data."""
+def bound(circuit: Circuit, rows: Mapping[str, torch.Tensor] | None) -> Circuit:
+    """The circuit over rows that were checked; as it is without."""
     return circuit if rows is None else bind_rows(circuit, rows)

@@ -115,6 +115,18 @@ class Site:
         at = "" if self.positions is None else "@" + ",".join("END" if p == END else str(p) for p in self.positions)
         return f"{self.name}{at}"
 
+    def overlaps(self, other: Site) -> bool:
+        """Whether two sites, their positions counted from 0, have a position of one part in common."""
+        if self.name != other.name:
+            return False
+        return self.positions is None or other.positions is None or not {*self.positions}.isdisjoint(other.positions)
+
+    def counted_from_0(self, length: int) -> Site:
+        """The same site of a sequence of that length, its positions in order; as it is if one is outside."""
+        if self.positions is None or not all(-length <= position < length for position in self.positions):
+            return self
+        return Site(self.name, tuple(sorted({position % length for position in self.positions})))
+
     def row_name(self, position: int) -> str:
         """The name of one position's node, as a split by position gives it: `a9_h6_t5`."""
         return f"{str(self.name).replace('.', '_')}_t{position}"

@@ -10,7 +10,7 @@ from tapeout.ir import Circuit, IterativeMatcher, Matcher, new_traversal
 from tapeout.ir.errors import DataError, MatchError
 from tapeout.passes import substitute_all_modules
 from tapeout.passes.base import Pass, register
-from tapeout.tasks.patching.data import Data, bind_pair, check_pair, on_patch_data, patch_symbol
+from tapeout.tasks.patching.data import Data, bound, check_pair, on_patch_data, patch_symbol
 from tapeout.tasks.patching.expose import check_one_row, expose
 from tapeout.tasks.patching.names import NodeName, Site
 from tapeout.tasks.patching.places import find, locate, node_names, present
@@ -116,7 +116,7 @@ def path_patch(
         ShapeError: a position outside of the sequence.
     """
     rows = check_pair(circuit, baseline, patch)
-    return bind_pair(PathPatch(paths, between, t, freeze_norm, allow_missing)(circuit), rows)
+    return bound(PathPatch(paths, between, t, freeze_norm, allow_missing)(circuit), rows)
 
 
 def _is_named(path: PathIn) -> bool:
@@ -146,14 +146,8 @@ def _with_positions(path: Path, t: int | Sequence[int] | None, circuit: Circuit)
     sender, *receivers = path.steps
     if sender.positions is None and t is not None:
         sender = Site(sender.name, (t,) if isinstance(t, int) else tuple(t))
-    length = check_one_row(circuit).shape[0]
-    return Path(tuple(_counted_from_0(site, int(length)) for site in (sender, *receivers)))  # type: ignore[arg-type]
-
-
-def _counted_from_0(site: Site, length: int) -> Site:
-    if site.positions is None or not all(-length <= position < length for position in site.positions):
-        return site  # expose says what is wrong
-    return Site(site.name, tuple(sorted({position % length for position in site.positions})))
+    length = int(check_one_row(circuit).shape[0])  # type: ignore[arg-type]
+    return Path(tuple(site.counted_from_0(length) for site in (sender, *receivers)))
 
 
 def _norms_opened(circuit: Circuit) -> Circuit:
@@ -239,14 +233,8 @@ def _check_tree(tree: Arrival) -> None:
         ends = [below for below in arrival.below.values() if below.paths]
         for number, one in enumerate(ends):
             for other in ends[:number]:
-                if one.site and other.site and _overlapping(one.site, other.site):
+                if one.site and other.site and one.site.overlaps(other.site):
                     raise _overlap(f"{other.paths[0]}", f"{one.paths[0]}")
-
-
-def _overlapping(one: Site, other: Site) -> bool:
-    if one.name != other.name:
-        return False
-    return one.positions is None or other.positions is None or not {*one.positions}.isdisjoint(other.positions)
 
 
 def _check_apart(circuit: Circuit, matcher: IterativeMatcher) -> None:
