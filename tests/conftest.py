@@ -5,14 +5,12 @@ Examples are the same in every run; `--hypothesis-profile fresh` draws others.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-GOLDEN = Path(__file__).parent / "golden"
+pytest_plugins = ["tapeout.testing.plugin"]  # where it is installed, pytest has it under this name already
 
 settings.register_profile(
     "tapeout",
@@ -27,25 +25,7 @@ settings.register_profile("fresh", settings.get_profile("tapeout"), derandomize=
 settings.load_profile("tapeout")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write the golden texts anew; read the diff")
-
-
 @pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+def golden(circuit_golden: Callable[[str, str], None]) -> Callable[[str, str], None]:
     """`golden(name, text)` fails unless `tests/golden/<name>.txt` holds that text."""
-    update = bool(request.config.getoption("--update-golden"))
-
-    def compare(name: str, text: str) -> None:
-        path = GOLDEN / f"{name}.txt"
-        wanted = text.rstrip("\n") + "\n"
-        if update:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(wanted, encoding="utf-8")
-        elif not path.exists():
-            pytest.fail(f"there is no golden text {path}; write it with --update-golden and read it")
-        elif (found := path.read_text(encoding="utf-8")) != wanted:
-            difference = difflib.unified_diff(found.splitlines(), wanted.splitlines(), "golden", "now", lineterm="")
-            pytest.fail(f"{path.name} differs:\n" + "\n".join(difference))
-
-    return compare
+    return circuit_golden

@@ -27,7 +27,11 @@ MAY_IMPORT = {
     "models": {"ir", "passes", "backends"},
     "tasks": {"ir", "passes", "backends", "models", "compiler"},
     "api": {"ir", "passes", "backends", "compiler", "models", "tasks"},
+    "testing": {"ir", "passes", "backends", "compiler", "models", "tasks"},
 }
+OUTSIDE = {"testing/plugin": "pytest_tapeout"}
+"""Folders that are imported beside `tapeout`: pytest loads the plugin at every start, and must not load torch."""
+
 LIBRARY = sorted(file for layer in MAY_IMPORT for file in (ROOT / layer).rglob("*.py"))
 SCRIPTS = sorted(file for folder in ("benchmarks", "examples") for file in (ROOT / folder).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -218,6 +222,7 @@ BROKEN = [
     ("nothing_unpickled", "models", "from torch import load"),
     ("nothing_unpickled", "models", "AutoModel.from_pretrained(x, trust_remote_code=True)"),
     ("nothing_unpickled", "models", "AutoModel.from_pretrained(x, use_safetensors=False)"),
+    ("layering", "tasks", "from tapeout.testing import cases"),
     ("module_docstring", "ir", "x = 1"),
     ("heavy_imports_are_local", "models", "import transformers"),
     ("heavy_imports_are_local", "models", "try:\n    from onnx import helper\nexcept ImportError:\n    pass"),
@@ -311,6 +316,8 @@ def packaging_problems(setup: str, folders: set[str]) -> list[str]:
 
 def package_of(folder: str) -> str:
     """`ir` is `tapeout.ir`, `api` is `tapeout`."""
+    if folder in OUTSIDE:
+        return OUTSIDE[folder]
     first, *rest = folder.split("/")
     return ".".join(["tapeout", *([] if first == "api" else [first]), *rest])
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import CASES, symbol
+from harness import symbol
 
 from tapeout.cli import main
 from tapeout.ir import Add, Circuit, Scalar, parse_circuit, tensors_of
+from tapeout.testing.cases import CASES
 
 NESTED = "module nested, with a constant and an outer symbol inside"
 Show = Callable[..., tuple[int, str, str]]

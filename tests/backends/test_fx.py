@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 import torch
-from harness import SEEDS, integers, random_circuit, symbol, tensor
+from harness import integers, symbol, tensor
 from hypothesis import given, settings
 from random_models import fresh, gpt2, llama
 from splits import by_head_and_position, difference
@@ -35,6 +35,8 @@ from tapeout.ir import (
 )
 from tapeout.ir.errors import LoweringError, TapeoutError, UnsupportedError
 from tapeout.passes.execution import Origins
+from tapeout.testing import random_circuit
+from tapeout.testing.strategies import SEEDS
 
 LENGTH = 6
 MODELS: dict[str, Callable[..., Any]] = {

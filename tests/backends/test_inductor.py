@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from batches import WRONG_INPUTS, Batch, as_tuple
-from harness import CASES, random_circuit, symbol
+from harness import symbol
 from random_models import gpt2
 from splits import by_head_and_position, difference
 from tolerances import assert_close
@@ -23,6 +23,8 @@ from tapeout.backends.inductor.executable import InductorExecutable, check_compi
 from tapeout.compiler import Compiled, compile, compile_many
 from tapeout.ir import Add
 from tapeout.ir.errors import LoweringError, UnsupportedError
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
 
 F32, F64 = torch.float32, torch.float64
 INPUTS = ["tokens", "labels"]

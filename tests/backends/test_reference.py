@@ -12,7 +12,7 @@ import definition
 import numpy as np
 import pytest
 import torch
-from harness import CASES, KINDS, SEEDS, integers, kinds, random_circuit, symbol, tensor
+from harness import KINDS, integers, kinds, symbol, tensor
 from hypothesis import given, settings
 
 from tapeout.backends.reference import evaluate, evaluate_many
@@ -46,6 +46,9 @@ from tapeout.ir.errors import (
     UnsupportedError,
 )
 from tapeout.ir.functions import FUNCTIONS
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 F16, F32, F64, I64 = torch.float16, torch.float32, torch.float64, torch.int64
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import CASES, KINDS, tensor
+from harness import KINDS, tensor
 
 from tapeout.backends.fx import lower
 from tapeout.backends.fx.functions import FUNCTION_RULES
@@ -24,6 +24,7 @@ from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.functions import FUNCTIONS, Cast, GenIndex
 from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
 from tapeout.passes.execution import Origins
+from tapeout.testing.cases import CASES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
 

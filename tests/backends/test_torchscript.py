@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from batches import WRONG_INPUTS, Batch, as_tuple
-from harness import CASES, SEEDS, random_circuit, symbol
+from harness import symbol
 from hypothesis import given, settings
 from random_models import gpt2, llama
 from splits import by_head_and_position, difference
@@ -27,6 +27,9 @@ from tapeout.ir.errors import (
     LoweringError,
     UnsupportedError,
 )
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 F32, F64 = torch.float32, torch.float64
 MODELS: dict[str, Any] = {"gpt2": gpt2, "llama": llama}

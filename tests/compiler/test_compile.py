@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 import torch
-from harness import CASES, SEEDS, integers, random_circuit, symbol, tensor
+from harness import integers, symbol, tensor
 from hypothesis import assume, given, settings
 from random_models import gpt2, llama
 from splits import by_head_and_position, difference, unsplit
@@ -37,6 +37,9 @@ from tapeout.ir.errors import MatchError, ModuleBindingError, TapeoutError, Type
 from tapeout.passes import RunDiscreteVarAllSpec, Sampler
 from tapeout.passes.execution import ExecutionPass, Origins
 from tapeout.passes.inline import Inline
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 PASSES = {each.name: each for each in (*BEFORE_BATCH, *AFTER_BATCH)}

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from batches import Batch, as_tuple
-from harness import CASES
 from random_models import gpt2, llama
 from splits import by_head_and_position, difference
 from tolerances import assert_close
@@ -18,6 +17,7 @@ from tolerances import assert_close
 from tapeout.backends.inductor.cuda_graphs import CudaGraphs
 from tapeout.compiler import Compiled, compile, compile_many, load
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
+from tapeout.testing.cases import CASES
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="NO GPU: nothing of the CUDA code is tested; run `pytest tests/gpu` on one"

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 import torch
-from harness import CASES, SEEDS, arrays, integers, random_circuit, symbol, tensor
+from harness import arrays, integers, symbol, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +29,9 @@ from tapeout.ir import (
     substitute_symbols,
 )
 from tapeout.ir.errors import ModuleBindingError, ShapeError
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 BATCHES = ((2,), (2, 3), (1,))
 

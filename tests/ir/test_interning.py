@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 import torch
-from harness import CASES, SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given
 
 from tapeout.backends.reference import evaluate
@@ -42,6 +42,9 @@ from tapeout.ir import (
     postorder,
 )
 from tapeout.ir.errors import TypeMismatchError
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 X = Array(tensor(3, 3, seed=1), "x")
 Y = Array(tensor(3, 3, seed=2), "y")

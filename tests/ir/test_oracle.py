@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import CASES, SEEDS, arrays, random_circuit
+from harness import arrays
 from hypothesis import assume, given, settings
 
 import tapeout.ir as ours
@@ -20,6 +20,9 @@ from tapeout.ir.errors import TapeoutError
 from tapeout.ir.sizes import is_concrete
 from tapeout.passes.conform import conform_all_modules
 from tapeout.passes.substitute import substitute_all_modules
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 rc = pytest.importorskip("rust_circuit")
 oracle = pytest.importorskip("oracle")

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 import tiny
 import torch
-from harness import CASES, SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +48,9 @@ from tapeout.ir import (
 from tapeout.ir.errors import ParseError
 from tapeout.ir.text import ARG_FLAGS, DEEPEST_INDENT
 from tapeout.models import circuit_of, split_circuit
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 
 def assert_reads_back(*circuits: Circuit) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given, settings
 
 from tapeout.backends.reference import evaluate
@@ -36,6 +36,8 @@ from tapeout.ir import (
     sin,
 )
 from tapeout.ir.errors import MatchError, ParseError, TypeMismatchError
+from tapeout.testing import random_circuit
+from tapeout.testing.strategies import SEEDS
 
 
 def naive_get(circuit: Circuit, accepts: Callable[[Circuit], bool]) -> set[Circuit]:

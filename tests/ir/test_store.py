@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from harness import CASES, SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given, settings
 from safetensors.torch import load_file
 
@@ -25,6 +25,9 @@ from tapeout.ir.errors import ArtefactError
 from tapeout.ir.functions import Elementwise
 from tapeout.ir.general_function import GeneralFunction
 from tapeout.models import circuit_of, split_circuit
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 FILES = ["circuit.txt", "arrays.safetensors", "manifest.json"]
 NESTED = "module nested, with a constant and an outer symbol inside"

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 import torch
-from harness import CASES, SEEDS, arrays, random_circuit, symbol, tensor
+from harness import arrays, symbol, tensor
 from hypothesis import assume, given
 from tolerances import assert_close
 
@@ -16,6 +16,9 @@ from tapeout.ir import Add, Array, Circuit, Einsum, Scalar, Symbol, circuit_text
 from tapeout.passes.add_batch import AddBatch
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 BATCH = dim("BATCH")
 

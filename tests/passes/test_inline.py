@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from harness import CASES, SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given
 from random_models import gpt2, llama
 from splits import by_head_and_position, difference
@@ -25,6 +25,9 @@ from tapeout.ir import (
 )
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 
 def inlined(circuit: Circuit) -> tuple[Circuit, Origins]:

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 import torch
-from harness import SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given
 from tolerances import assert_close
 
@@ -27,6 +27,8 @@ from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
 from tapeout.passes.kernels import Kernels
+from tapeout.testing import random_circuit
+from tapeout.testing.strategies import SEEDS
 
 ROWS, WIDTH = 3, 4
 DATA = symbol(900, (ROWS, WIDTH), "x")

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import tiny
 import torch
-from harness import SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given
 
 from tapeout.ir import (
@@ -35,6 +35,8 @@ from tapeout.passes.execution import Origins, Roots
 from tapeout.passes.nest_sums import NestSums
 from tapeout.passes.simplify import Simplify
 from tapeout.tasks.ioi.circuit import bind_dataset, logit_diff_circuit
+from tapeout.testing import random_circuit
+from tapeout.testing.strategies import SEEDS
 
 A, B, C, D, E, F, G, H = (Array(tensor(2, 3, seed=seed), name) for seed, name in enumerate("abcdefgh"))
 ROW = Array(tensor(3, seed=9), "row")

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from math import prod
 from random import Random
+from uuid import UUID
 
 import harness
 import pytest
 import random_models
 import torch
-from harness import random_circuit, symbol
+from harness import symbol
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,7 @@ from tapeout.passes.push_gather import PushGather
 from tapeout.passes.push_index import PushIndex
 from tapeout.passes.simplify import Simplify
 from tapeout.tasks.ioi.circuit import bind_dataset, logit_diff_circuit
+from tapeout.testing import random_circuit
 
 SEEDS = st.integers(min_value=0, max_value=10**6)
 BATCH = dim("BATCH")
@@ -137,7 +139,7 @@ INDEX_CASES: dict[str, Callable[[], Circuit]] = {
     "Scatter: along filled axes": lambda: Index(Scatter(Y, I[1:4, :], (6, 5)), I[2, 1]),
     "Scalar": lambda: Index(einsum("ab,ab->ab", Y, Scalar(2.0, (3, 5))), I[1]),
     "Tag and SetSymbolicShape": lambda: Index(
-        relu(SetSymbolicShape(Tag(leaf("z", BATCH, 3), harness.UUID(int=7)), (BATCH, 3))), I[:, 1]
+        relu(SetSymbolicShape(Tag(leaf("z", BATCH, 3), UUID(int=7)), (BATCH, 3))), I[:, 1]
     ),
     "a symbolic axis stays": lambda: Index(einsum("bsc,cd->bsd", leaf("z", BATCH, 3, 5), leaf("w", 5, 2)), I[:, -1]),
     "what all readers agree upon": lambda: _two_readers(I[1], I[1, 2:]),

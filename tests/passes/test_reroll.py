@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import SEEDS, random_circuit, tensor
+from harness import tensor
 from hypothesis import given
 from random_models import gpt2, llama
 from splits import HEADS, WAYS, bind_row, by_head_and_position, difference, taken_apart, unsplit
@@ -35,6 +35,8 @@ from tapeout.passes import configure_transformer
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
 from tapeout.passes.reroll import Reroll
+from tapeout.testing import random_circuit
+from tapeout.testing.strategies import SEEDS
 
 LENGTH = 6
 INPUTS = ["tokens", "labels"]

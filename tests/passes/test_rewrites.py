@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given
 
 import tapeout as rc
@@ -47,6 +47,8 @@ from tapeout.passes import (
     substitute_modules,
 )
 from tapeout.passes.strip_names import strip_names_with_origins
+from tapeout.testing import random_circuit
+from tapeout.testing.strategies import SEEDS
 
 Golden = Callable[[str, str], None]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import SEEDS, arrays, integers, random_circuit, symbol, tensor
+from harness import arrays, integers, symbol, tensor
 from hypothesis import given, settings
 
 from tapeout.backends.reference import evaluate
@@ -28,6 +28,8 @@ from tapeout.ir import (
 )
 from tapeout.ir.errors import DataError, ShapeError, TypeMismatchError, UnsupportedError
 from tapeout.passes.sampling import RandomSampleSpec, RunDiscreteVarAllSpec, Sampler, groups_of
+from tapeout.testing import random_circuit
+from tapeout.testing.strategies import SEEDS
 
 VALUES = [Array(tensor(count, 3, seed=count), name) for count, name in ((4, "v"), (4, "w"), (2, "u"))]
 ONE = Array(tensor(3, seed=9), "one")

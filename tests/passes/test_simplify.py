@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 import tiny
 import torch
-from harness import CASES, SEEDS, random_circuit, symbol, tensor
+from harness import symbol, tensor
 from hypothesis import given
 
 from tapeout.backends.reference import evaluate_many
@@ -48,6 +48,9 @@ from tapeout.passes.execution import Origins
 from tapeout.passes.rules import RULES, rule_name
 from tapeout.passes.simplify import Simplifier, Simplify
 from tapeout.tasks.ioi.circuit import bind_dataset, logit_diff_circuit
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 RULE_NAMES = [rule_name(rule) for rules in RULES.values() for rule in rules]
 
