@@ -8,6 +8,7 @@ experiments in `tapeout.tasks`.
 from importlib.metadata import PackageNotFoundError, version
 
 import tapeout.backends.reference  # noqa: F401 (says how circuits are evaluated)
+from tapeout.backends.onnx import OnnxOptions
 from tapeout.compiler import Compiled, bisect, compare, compile, compile_many, evaluate_many, load, values
 from tapeout.ir import *  # noqa: F403
 from tapeout.ir import __all__ as _ir_names
@@ -50,6 +51,7 @@ __all__ = [
     "MatchError",
     "ModelError",
     "ModuleBindingError",
+    "OnnxOptions",
     "ParseError",
     "PassError",
     "RandomSampleSpec",

@@ -2,8 +2,9 @@
 
     NAME/manifest.json        format, versions, inputs, hashes of every file and of itself
     NAME/circuits/            the optimised circuits as text and tensors (see `tapeout.ir.store`)
-    NAME/model.pt, model.pt2  for torchscript and inductor, what runs; with a second copy of the weights
-    NAME/run.py               for these two: runs them with torch alone, after checking the inputs
+    NAME/model.pt, .pt2, .onnx  for torchscript, inductor and onnx, what runs; with a second copy of the weights
+    NAME/run.py               for these: runs them with torch alone (onnx: numpy and onnxruntime), after checking the
+                              inputs
 
 An fx artefact holds no code: it is lowered again when it is loaded. Nothing is unpickled by tapeout; a TorchScript
 module or an ahead-of-time package is code all the same: load such artefacts only from people that you trust. The
@@ -33,7 +34,7 @@ from tapeout.ir.store import load_circuits, previous_of, publish, save_circuits
 from tapeout.passes import PassRecord
 
 CIRCUITS, RUN = "circuits", "run.py"
-MODELS = {"fx": None, "torchscript": "model.pt", "inductor": "model.pt2"}
+MODELS = {"fx": None, "torchscript": "model.pt", "inductor": "model.pt2", "onnx": "model.onnx"}
 """For every backend that can be saved the file of what runs; None where the circuits are enough."""
 
 
@@ -61,7 +62,8 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Compiled
 
     Args:
         path: the folder.
-        device: where it is to run; None for where it ran when it was saved. Only fx artefacts can go elsewhere.
+        device: where it is to run; None for where it ran when it was saved. Only fx and onnx artefacts can go
+            elsewhere.
 
     Raises:
         ArtefactError: if it is missing, truncated, altered or of another version, or does not run here.
@@ -69,8 +71,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Compiled
     folder = _existing(Path(path).resolve())
     try:
         manifest = run_artefact.verified_manifest(folder)
-        if manifest["backend"] != "fx":
-            run_artefact.check_runs_here(manifest)
+        run_artefact.check_runs_here(manifest)
     except ArtefactProblem as error:
         raise ArtefactError(
             str(error), hint="copy the folder again, or compile the circuit and save it again"
@@ -138,6 +139,7 @@ def _manifest(compiled: Compiled, model: str | None) -> dict[str, Any]:
         "outputs": len(compiled.roots),
         "max_memory": compiled.max_memory,
         "packed_bytes": compiled.packed_bytes,
+        "options": _options_entry(compiled.executable),
         "passes": [asdict(each) for each in compiled.passes],
         "origins": [[i, compiled.origins[node]] for i, node in enumerate(order) if node in compiled.origins],
     }
@@ -152,6 +154,11 @@ def _input_entry(each: Input) -> dict[str, Any]:
         "symbol": str(each.symbol.uuid),
         "batched": str(each.batched.uuid),
     }
+
+
+def _options_entry(executable: Any) -> dict[str, Any] | None:
+    options = getattr(executable, "options", None)
+    return None if options is None else asdict(options)
 
 
 def _own_version() -> str:
@@ -177,7 +184,7 @@ def _existing(target: Path) -> Path:
 def _device(manifest: dict[str, Any], asked: str | torch.device | None) -> torch.device:
     saved = torch.device(manifest["device"])
     device = saved if asked is None else torch.device(asked)
-    if device != saved and manifest["backend"] != "fx":
+    if device != saved and manifest["backend"] not in run_artefact.PORTABLE:
         raise ArtefactError(
             f"a {manifest['backend']} artefact for {saved} cannot run on {device}",
             hint="compile the circuit for that device, or save it from backend='fx'",
@@ -195,7 +202,7 @@ def _compiled(folder: Path, manifest: dict[str, Any], device: torch.device) -> C
     origins = {order[int(i)]: str(name) for i, name in manifest["origins"]}
     inputs = tuple(_input(each) for each in manifest["inputs"])
     dtype = as_dtype(manifest["dtype"])
-    executable = _executable(manifest["backend"], folder, roots, inputs, origins, dtype, device)
+    executable = _executable(manifest, folder, roots, inputs, origins, dtype, device)
     return Compiled(
         manifest["backend"],
         executable,
@@ -219,7 +226,7 @@ def _input(entry: dict[str, Any]) -> Input:
 
 
 def _executable(
-    backend: str,
+    manifest: dict[str, Any],
     folder: Path,
     roots: tuple[Circuit, ...],
     inputs: tuple[Input, ...],
@@ -227,6 +234,7 @@ def _executable(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Executable:
+    backend = manifest["backend"]
     model = MODELS[backend]
     if model is None:
         from tapeout.backends.fx.executable import build
@@ -236,6 +244,11 @@ def _executable(
         from tapeout.backends.torchscript.executable import load as load_module
 
         return load_module(folder / model, device)
+    if backend == "onnx":
+        from tapeout.backends.onnx import OnnxOptions
+        from tapeout.backends.onnx.executable import load as load_onnx
+
+        return load_onnx(folder / model, device, OnnxOptions(**manifest["options"]))
     from tapeout.backends.inductor.aot import AotExecutable
 
     return AotExecutable(folder / model, device)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from importlib import import_module
+from typing import Any
 
 import torch
 
+from tapeout.backends.onnx import OnnxOptions
 from tapeout.compiler.compiled import Compiled, Executable
 from tapeout.compiler.config import from_environment
 from tapeout.compiler.inputs import find_inputs
@@ -23,8 +27,12 @@ BACKENDS = {
     "fx": "tapeout.backends.fx.executable",
     "torchscript": "tapeout.backends.torchscript.executable",
     "inductor": "tapeout.backends.inductor.executable",
+    "onnx": "tapeout.backends.onnx.executable",
 }
-"""For every backend the module that holds its `build`."""
+"""For every backend the module that holds its `build`, and its `Options` if there are any."""
+
+BackendOptions = OnnxOptions
+"""What a backend can be told: a dataclass of its own."""
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -37,12 +45,13 @@ def compile(
     device: str | torch.device = "cpu",
     level: int = 1,
     max_memory: int | None = None,
+    options: BackendOptions | Mapping[str, Any] | None = None,
 ) -> Compiled:
     """Compiles a circuit of one row to a callable over batches of rows.
 
     Args:
         circuit: without random variables, unless these are inputs.
-        backend: "fx", "torchscript" or "inductor".
+        backend: "fx", "torchscript", "inductor" or "onnx".
         inputs: names of symbols, arrays or random variables that become run-time inputs with a
             shared leading batch axis, of any size at each call. Without inputs the call has no arguments.
         dtype: what floating values are computed in: float32, float64 or bfloat16.
@@ -50,6 +59,7 @@ def compile(
         level: 0 for no optimisation beyond what lowering needs, 1 for all.
         max_memory: bytes that weights and values may take by the estimate of `Compiled.cost`; larger
             batches are computed in parts. None for no limit.
+        options: what the backend can be told, as its own dataclass or by name: `OnnxOptions` for "onnx".
 
     Returns:
         A callable: `compile(c, inputs=["tokens"])(tokens=...)` gives the value with the batch axis first.
@@ -57,10 +67,10 @@ def compile(
     Raises:
         MatchError: for an input that is not there.
         ModuleBindingError: for a symbol that is neither bound nor an input.
-        UnsupportedError: for a backend that is not there, a node that it cannot lower, or a
-            `max_memory` that not even one row fits.
+        UnsupportedError: for a backend or an option that is not there, a node that the backend cannot lower, or
+            a `max_memory` that not even one row fits.
     """
-    return compile_many([circuit], backend, inputs, dtype, device, level, max_memory)
+    return compile_many([circuit], backend, inputs, dtype, device, level, max_memory, options)
 
 
 def compile_many(
@@ -71,12 +81,13 @@ def compile_many(
     device: str | torch.device = "cpu",
     level: int = 1,
     max_memory: int | None = None,
+    options: BackendOptions | Mapping[str, Any] | None = None,
 ) -> Compiled:
     """Compiles several circuits to one callable with several results; what they share is computed once.
 
     Args and errors: see `compile`.
     """
-    build = builder(backend)
+    build = builder(backend, options)
     kind, where = as_dtype(dtype), torch.device(device)
     if kind not in DTYPES:
         raise TypeMismatchError(f"cannot compile to {kind}", hint="use float32, float64 or bfloat16")
@@ -102,7 +113,28 @@ def compile_many(
     )
 
 
-def builder(backend: str) -> Builder:
+def builder(backend: str, options: BackendOptions | Mapping[str, Any] | None = None) -> Builder:
     if backend not in BACKENDS:
         raise UnsupportedError(f"there is no backend {backend!r}", hint=f"there are {', '.join(BACKENDS)}")
-    return import_module(BACKENDS[backend]).build  # type: ignore[no-any-return]
+    module = import_module(BACKENDS[backend])
+    known = getattr(module, "Options", None)
+    if known is None:
+        if options is not None:
+            raise UnsupportedError(f"the backend {backend} has no options", hint="leave them out")
+        return module.build  # type: ignore[no-any-return]
+    return partial(module.build, options=read_options(known, options))
+
+
+def read_options(kind: type[BackendOptions], given: BackendOptions | Mapping[str, Any] | None) -> BackendOptions:
+    """A backend's options, of what may be given for them.
+
+    Raises:
+        UnsupportedError: for one that is not there, or a value that it cannot have.
+    """
+    if isinstance(given, kind):
+        return given
+    names = [field.name for field in fields(kind)]
+    if given is None or (isinstance(given, Mapping) and set(given) <= set(names)):
+        return kind(**(given or {}))
+    unknown = sorted(set(given) - set(names)) if isinstance(given, Mapping) else [type(given).__name__]
+    raise UnsupportedError(f"no such options: {', '.join(unknown)}", hint=f"there are {', '.join(names)}")

@@ -1,11 +1,11 @@
-"""Runs a saved artefact: needs torch, and neither tapeout nor a compiler.
+"""Runs a saved artefact: needs neither tapeout nor a compiler, but torch, or for an onnx one numpy and onnxruntime.
 
 This file is copied into every artefact as `run.py`, beside the `manifest.json` that says what the inputs are.
 
     python run.py inputs.json       where inputs.json is {"tokens": [[1, 2, 3]], ...}; prints the results as JSON
 
     from run import Artefact
-    Artefact("folder")(tokens=torch.tensor([[1, 2, 3]]))
+    Artefact("folder")(tokens=torch.tensor([[1, 2, 3]]))  # an onnx one takes and gives numpy arrays
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 FORMAT = "tapeout artefact"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PORTABLE = ("fx", "onnx")
+"""Backends whose artefacts hold no compiled code: they run with other versions, and on other devices."""
 
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512", "AMX")
 """What torch.backends.cpu.get_cpu_capability() may say on x86, the least first."""
@@ -52,18 +53,61 @@ class Artefact:
         """
         self.manifest = verified_manifest(Path(folder))
         check_runs_here(self.manifest)
-        self.device = torch.device(self.manifest["device"])
-        self._run = _loaded(Path(folder) / self.manifest["model"], self.manifest["backend"], self.device)
+        make = OnnxModel if self.manifest["backend"] == "onnx" else TorchModel
+        self._model = make(Path(folder) / self.manifest["model"], self.manifest)
 
-    def __call__(self, **values: torch.Tensor) -> Any:
+    def __call__(self, **values: Any) -> Any:
         """The result, one row an entry of the batch; a tuple if several circuits were compiled together.
 
         Raises:
             InputProblem: for a wrong input; what is given never becomes a wrong number.
         """
-        given = checked(self.manifest["inputs"], values, self.device)
+        given = checked(self.manifest["inputs"], values, self._model.misfit)
+        return self._model([values[name] for name in given])
+
+    def from_lists(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Arrays of the right dtype of lists of numbers; raises InputProblem."""
+        dtypes = {each["name"]: each["dtype"] for each in self.manifest["inputs"]}
+        found = {}
+        for name, value in values.items():
+            try:
+                found[name] = self._model.array(value, dtypes.get(name))
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise InputProblem(f"{name} is no regular list of numbers: {error}") from error
+        return found
+
+
+class TorchModel:
+    """A TorchScript module or an ahead-of-time package: torch tensors in and out."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        import torch
+
+        self.device = torch.device(manifest["device"])
+        self._least_rows: int = manifest["least_rows"]
+        self._run = _loaded(path, manifest["backend"], self.device)
+
+    def misfit(self, value: Any) -> str | None:
+        """What is wrong with a value, besides shape and dtype."""
+        import torch
+
+        if not isinstance(value, torch.Tensor):
+            return f"is {type(value).__name__}, not a torch.Tensor"
+        return None if value.device == self.device else f"is on {value.device}, the artefact runs on {self.device}"
+
+    def array(self, value: Any, dtype: str | None) -> Any:
+        import torch
+
+        found = torch.tensor(value)
+        wanted = None if dtype is None else getattr(torch, dtype)
+        integers = not found.is_floating_point() and found.dtype is not torch.bool
+        return found if wanted is None or not (integers or wanted.is_floating_point) else found.to(wanted)
+
+    def __call__(self, given: Sequence[Any]) -> Any:
+        import torch
+
         rows = given[0].shape[0] if given else 0
-        missing = self.manifest["least_rows"] - rows if given else 0
+        missing = self._least_rows - rows if given else 0
         if missing > 0:
             given = [torch.cat([each, each[:1].expand(missing, *each.shape[1:])]) for each in given]
         with torch.inference_mode():
@@ -73,34 +117,82 @@ class Artefact:
         return tuple(each[:rows] for each in out) if isinstance(out, tuple | list) else out[:rows]
 
 
-def checked(inputs: list[dict[str, Any]], values: dict[str, torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """The values in the order of the inputs; raises InputProblem."""
+class OnnxModel:
+    """An ONNX model: numpy arrays in and out."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        import onnxruntime
+
+        on_cpu = manifest["device"] == "cpu"
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), providers=["CPUExecutionProvider" if on_cpu else "CUDAExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has a class an error, without a common one
+            raise ArtefactProblem(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
+        if not on_cpu and self._session.get_providers()[0] != "CUDAExecutionProvider":
+            raise ArtefactProblem(f"it runs on {manifest['device']}, and onnxruntime finds no CUDA here")
+
+    def misfit(self, value: Any) -> str | None:
+        """What is wrong with a value, besides shape and dtype."""
+        import numpy
+
+        return None if isinstance(value, numpy.ndarray) else f"is {type(value).__name__}, not a numpy.ndarray"
+
+    def array(self, value: Any, dtype: str | None) -> Any:
+        import numpy
+
+        found = numpy.array(value)
+        wanted = None if dtype is None else numpy.dtype(dtype)
+        return (
+            found
+            if wanted is None or found.dtype.kind not in ("i" if wanted.kind != "f" else "if")
+            else found.astype(wanted)
+        )
+
+    def __call__(self, given: Sequence[Any]) -> Any:
+        names = [each.name for each in self._session.get_inputs()]
+        out = self._session.run(None, dict(zip(names, given, strict=True)))
+        return out[0] if len(out) == 1 else tuple(out)
+
+
+def checked(inputs: list[dict[str, Any]], values: dict[str, Any], misfit: Callable[[Any], str | None]) -> list[str]:
+    """The names of the inputs in their order, after the values were compared with what they must be.
+
+    Args:
+        inputs: what the manifest says of them.
+        values: arrays by name.
+        misfit: what is wrong with an array by itself.
+
+    Raises:
+        InputProblem: if one is wrong.
+    """
     names = [each["name"] for each in inputs]
     if set(values) != set(names):
         raise InputProblem(f"the inputs are {names}, given were {sorted(values)}")
     rows: int | None = None
     for each in inputs:
         value = values[each["name"]]
-        _check(each, value, device)
+        problem = misfit(value)
+        if problem is not None:
+            raise InputProblem(f"{each['name']} {problem}")
+        _check(each, value)
         if rows is not None and value.shape[0] != rows:
             raise InputProblem(f"{each['name']} has {value.shape[0]} rows, {names[0]} has {rows}")
         rows = value.shape[0]
-    return [values[name] for name in names]
+    return names
 
 
-def _check(each: dict[str, Any], value: torch.Tensor, device: torch.device) -> None:
+def _check(each: dict[str, Any], value: Any) -> None:
     name, shape, limit = each["name"], each["row_shape"], each["limit"]
-    if not isinstance(value, torch.Tensor):
-        raise InputProblem(f"{name} is {type(value).__name__}, not a torch.Tensor")
     if list(value.shape[1:]) != shape or value.ndim == 0:
         raise InputProblem(f"{name} has shape {list(value.shape)}, not [rows{''.join(f', {n}' for n in shape)}]")
     if value.shape[0] == 0:
         raise InputProblem(f"{name} has no rows")
-    if value.dtype is not getattr(torch, each["dtype"]):
-        raise InputProblem(f"{name} has dtype {value.dtype}, not torch.{each['dtype']}")
-    if value.device != device:
-        raise InputProblem(f"{name} is on {value.device}, the artefact runs on {device}")
-    if limit is not None and value.numel():
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype != each["dtype"]:
+        raise InputProblem(f"{name} has dtype {dtype}, not {each['dtype']}")
+    if limit is not None and 0 not in value.shape:
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= limit:
             raise InputProblem(f"{name} holds {low if low < 0 else high}, outside 0 to {limit - 1}")
@@ -148,6 +240,10 @@ def seal(manifest: dict[str, Any]) -> str:
 
 def check_runs_here(manifest: dict[str, Any]) -> None:
     """Raises ArtefactProblem if compiled code is for another torch or processor."""
+    if manifest["backend"] in PORTABLE:
+        return
+    import torch
+
     built, here = release(manifest["torch"]), release(torch.__version__)
     if built != here:
         raise ArtefactProblem(f"it was compiled with torch {built}, here is {here}: install that, or compile it again")
@@ -168,6 +264,8 @@ def check_runs_here(manifest: dict[str, Any]) -> None:
 
 def this_platform() -> dict[str, str]:
     """What compiled code depends on besides torch."""
+    import torch
+
     return {
         "system": platform.system(),
         "machine": platform.machine(),
@@ -184,7 +282,9 @@ def _rank(capability: str) -> int:
     return CAPABILITIES.index(capability) if capability in CAPABILITIES else 0
 
 
-def _loaded(path: Path, backend: str, device: torch.device) -> Any:
+def _loaded(path: Path, backend: str, device: Any) -> Any:
+    import torch
+
     if backend == "torchscript":
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"`torch\.jit\..*` is deprecated")
@@ -205,31 +305,21 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         artefact = Artefact(Path(__file__).resolve().parent)
-        print(json.dumps(_as_lists(artefact(**_from_json(artefact.manifest["inputs"], Path(arguments[0]))))))
+        print(json.dumps(_as_lists(artefact(**artefact.from_lists(_from_json(Path(arguments[0])))))))
     except (ArtefactProblem, InputProblem) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1 if isinstance(error, ArtefactProblem) else 2
     return 0
 
 
-def _from_json(inputs: list[dict[str, Any]], path: Path) -> dict[str, torch.Tensor]:
+def _from_json(path: Path) -> dict[str, Any]:
     try:
         given = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputProblem(f"{path} is no JSON file: {error}") from error
     if not isinstance(given, dict):
         raise InputProblem(f"{path} holds no object of inputs by name")
-    dtypes = {each["name"]: getattr(torch, each["dtype"]) for each in inputs}
-    return {name: _tensor(name, value, dtypes.get(name)) for name, value in given.items()}
-
-
-def _tensor(name: str, value: Any, dtype: torch.dtype | None) -> torch.Tensor:
-    try:
-        found = torch.tensor(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputProblem(f"{name} is no regular list of numbers: {error}") from error
-    integers = not found.is_floating_point() and found.dtype is not torch.bool
-    return found if dtype is None or not (integers or dtype.is_floating_point) else found.to(dtype)
+    return given
 
 
 def _as_lists(result: Any) -> Any:

@@ -16,6 +16,10 @@ from harness import KINDS, tensor
 from tapeout.backends.fx import lower
 from tapeout.backends.fx.functions import FUNCTION_RULES
 from tapeout.backends.fx.kinds import RULES
+from tapeout.backends.onnx.functions import FUNCTION_RULES as ONNX_FUNCTION_RULES
+from tapeout.backends.onnx.functions import NOT_IN_FLOAT64
+from tapeout.backends.onnx.kinds import RULES as ONNX_RULES
+from tapeout.backends.onnx.lower import lower as lower_to_onnx
 from tapeout.backends.reference.evaluate import _RULES as REFERENCE_RULES
 from tapeout.backends.rules import Refused
 from tapeout.compiler.compile import BACKENDS
@@ -35,10 +39,10 @@ KERNELS: dict[str, type] = {
 """Functions that only the compiler makes."""
 
 NOTES: dict[type[Circuit], str] = {
-    Array: "a parameter or buffer of the module, held once by content",
-    Symbol: "an argument",
+    Array: "a constant of the module, held once by content",
+    Symbol: "an input",
     Module: "inlined first, by every backend",
-    DiscreteVar: "an argument, or sampled first",
+    DiscreteVar: "an input, or sampled first",
 }
 """How the kinds without a rule get to a backend all the same."""
 
@@ -54,20 +58,25 @@ def page() -> str:
         "",
         "Generated from the tables of rules by `pytest tests/backends/test_support.py --update-golden`.",
         "",
-        f"The backends of `compile` are {', '.join(BACKENDS)}. All run the fx module, and support what fx does.",
+        f"The backends of `compile` are {', '.join(BACKENDS)}. torchscript and inductor run the fx module, and support",
+        "what fx does. onnx builds a model of its own; on the CPU it has no bfloat16.",
         "`reference` is what they are compared with.",
         "",
         "## Kinds of nodes",
         "",
-        "| kind | reference | fx |",
-        "|---|---|---|",
+        "| kind | reference | fx | onnx |",
+        "|---|---|---|---|",
     ]
     for kind in KINDS:
-        lines.append(f"| {kind.__name__} | {_reference(kind)} | {_of_kind(RULES, kind)} |")
-    lines += ["", "## Functions", "", "| function | reference | fx |", "|---|---|---|"]
+        columns = " | ".join(_of_kind(rules, kind) for rules in (RULES, ONNX_RULES))
+        lines.append(f"| {kind.__name__} | {_reference(kind)} | {columns} |")
+    lines += ["", "## Functions", "", "| function | reference | fx | onnx |", "|---|---|---|---|"]
     for name, key in functions().items():
         made = " (made by the compiler)" if name in KERNELS else ""
-        lines.append(f"| {name}{made} | definition | {'rule' if key in FUNCTION_RULES else 'none'} |")
+        fx = "rule" if key in FUNCTION_RULES else "none"
+        limit = f", not in float64 (no {NOT_IN_FLOAT64[name]} of it)" if name in NOT_IN_FLOAT64 else ""
+        onnx = f"rule{limit}" if key in ONNX_FUNCTION_RULES else "none"
+        lines.append(f"| {name}{made} | definition | {fx} | {onnx} |")
     return "\n".join(lines) + "\n"
 
 
@@ -90,12 +99,17 @@ def test_the_page_says_what_the_tables_say(request: pytest.FixtureRequest) -> No
     assert PAGE.read_text(encoding="utf-8") == page(), "write it anew with --update-golden"
 
 
-def test_fx_has_a_rule_or_a_reason_for_every_kind_and_function() -> None:
-    assert set(RULES) == set(KINDS)
-    assert set(functions().values()) == set(FUNCTION_RULES)
+@pytest.mark.parametrize(
+    ("kinds", "known"), [(RULES, FUNCTION_RULES), (ONNX_RULES, ONNX_FUNCTION_RULES)], ids=["fx", "onnx"]
+)
+def test_there_is_a_rule_or_a_reason_for_every_kind_and_function(
+    kinds: Mapping[type[Circuit], Any], known: Mapping[object, Any]
+) -> None:
+    assert set(kinds) == set(KINDS)
+    assert set(functions().values()) == set(known)
     assert all(
         isinstance(rule, Refused) and rule.reason
-        for kind, rule in RULES.items()
+        for kind, rule in kinds.items()
         if kind in NOTES and kind is not Symbol
     )
 
@@ -112,7 +126,8 @@ def test_every_function_has_a_case() -> None:
 def test_what_is_refused_says_so() -> None:
     x = Symbol.new_with_random_uuid((3,), "x")
     call = Module(ModuleSpec(Add(x, Array(tensor(3), "k")), [ModuleArgSpec(x)]), "call", x=Array(tensor(3), "y"))
-    with pytest.raises(UnsupportedError, match="sample"):
-        lower([DiscreteVar(Array(tensor(2, 3), "rows"))], [], Origins(), torch.float64)
-    with pytest.raises(UnsupportedError, match="inlined"):
-        lower([call], [x], Origins(), torch.float64)
+    for each in (lower, lower_to_onnx):
+        with pytest.raises(UnsupportedError, match="sample"):
+            each([DiscreteVar(Array(tensor(2, 3), "rows"))], [], Origins(), torch.float64)
+        with pytest.raises(UnsupportedError, match="inlined"):
+            each([call], [x], Origins(), torch.float64)

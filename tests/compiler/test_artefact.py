@@ -64,7 +64,7 @@ def twice(backend: str = "fx") -> Compiled:
 # -- what comes back
 
 
-@pytest.mark.parametrize("backend", ["fx", "torchscript", SLOW])
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "onnx", SLOW])
 def test_what_is_loaded_is_what_was_saved(saved: Saved, backend: str) -> None:
     compiled, folder = saved(backend)
     loaded = load(folder)
@@ -82,7 +82,7 @@ def test_an_fx_artefact_reads_as_before(saved: Saved) -> None:
     assert {file.name for file in folder.iterdir()} == {"manifest.json", "circuits"}
 
 
-@pytest.mark.parametrize("backend", ["fx", "torchscript", SLOW])
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "onnx", SLOW])
 @pytest.mark.parametrize("what", WRONG_INPUTS)
 def test_a_loaded_artefact_refuses_wrong_inputs(saved: Saved, backend: str, what: str) -> None:
     values, error = WRONG_INPUTS[what]
@@ -103,7 +103,7 @@ def test_dtype_memory_limit_and_several_results_come_back(tmp_path: Path, dtype:
     assert double.tolist() == more.tolist() == [[2.0, 2.0]] * 3
 
 
-@pytest.mark.parametrize("backend", ["fx", "torchscript", SLOW])
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "onnx", SLOW])
 def test_what_takes_no_inputs_is_saved_too(tmp_path: Path, backend: str) -> None:
     node = Add(Array(torch.ones(2), "a"), Array(torch.ones(2), "b"))
     compile(node, backend).save(tmp_path / "constant")
@@ -178,6 +178,48 @@ def test_run_py_needs_torch_alone_and_checks_its_inputs(saved: Saved, backend: s
     assert found["imported"] == []
 
 
+ALONE_WITH_NUMPY = """
+import json, sys
+for name in ("tapeout", "torch", "onnx", "onnx_ir"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+import numpy, run
+
+def array(shape, fill, dtype=None, device=None):
+    return numpy.full(shape, fill, dtype=dtype) if shape else fill
+
+artefact = run.Artefact(sys.argv[1])
+given = json.load(sys.stdin)
+right = {k: numpy.array(v) for k, v in given["right"].items()}
+refused = {}
+for what, values in given["wrong"].items():
+    try:
+        artefact(**{name: array(*value) for name, value in values.items()})
+    except run.InputProblem as error:
+        refused[what] = str(error)
+print(json.dumps({"values": artefact(**right).tolist(), "refused": refused}))
+"""
+
+
+def test_run_py_of_an_onnx_artefact_needs_onnxruntime_and_numpy_alone(saved: Saved, tmp_path: Path) -> None:
+    compiled, folder = saved("onnx")
+    cases = {what: values for what, (values, _) in WRONG_INPUTS.items() if what != "another device"}
+    wrong = {what: {k: described(v) for k, v in values.items()} for what, values in cases.items()}
+    right = {name: value.tolist() for name, value in TOKENS.items()}
+    done = alone(["-c", ALONE_WITH_NUMPY, str(folder)], json.dumps({"right": right, "wrong": wrong}))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert_close(torch.tensor(found["values"]), compiled(**TOKENS), torch.float32)
+    assert set(found["refused"]) == set(cases)
+    given = tmp_path / "inputs.json"
+    given.write_text(json.dumps(right))
+    done = alone([str(folder / "run.py"), str(given)])
+    assert_close(torch.tensor(json.loads(done.stdout)), compiled(**TOKENS), torch.float32)
+    given.write_text(json.dumps({"tokens": [[1.5, 2, 3, 4, 5]], "labels": [[1, 2]]}))
+    done = alone([str(folder / "run.py"), str(given)])
+    assert done.returncode == 2 and "tokens has dtype float64, not int64" in done.stderr
+
+
 def test_run_py_is_a_command(saved: Saved, tmp_path: Path) -> None:
     compiled, folder = saved("torchscript")
     given, program = tmp_path / "inputs.json", str(folder / "run.py")
@@ -244,10 +286,12 @@ def test_altered_files_are_refused(small: Path, file: str, change: Callable[[Pat
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("file", ["model.pt", "run.py"])
-def test_altered_code_is_refused(tmp_path: Path, file: str) -> None:
-    folder = tmp_path / "script"
-    twice("torchscript").save(folder)
+@pytest.mark.parametrize(
+    ("backend", "file"), [("torchscript", "model.pt"), ("torchscript", "run.py"), ("onnx", "model.onnx")]
+)
+def test_altered_code_is_refused(tmp_path: Path, backend: str, file: str) -> None:
+    folder = tmp_path / "code"
+    twice(backend).save(folder)
     flip(folder / file)
     with pytest.raises(ArtefactError, match="altered"):
         load(folder)
@@ -278,15 +322,16 @@ def test_manifests_of_another_form_are_refused(small: Path, changes: dict[str, A
         load(small)
 
 
-def test_compiled_code_of_another_torch_is_refused_and_fx_is_not(tmp_path: Path) -> None:
-    for backend in ("torchscript", "fx"):
+def test_compiled_code_of_another_torch_is_refused_and_what_is_portable_is_not(tmp_path: Path) -> None:
+    for backend in ("torchscript", "fx", "onnx"):
         twice(backend).save(tmp_path / backend)
         resealed(tmp_path / backend, torch="1.0.1")
     with pytest.raises(ArtefactError, match=r"torch 1\.0"):
         load(tmp_path / "torchscript")
     with pytest.raises(ArtefactProblem, match=r"torch 1\.0"):
         Artefact(tmp_path / "torchscript")
-    assert load(tmp_path / "fx")(x=torch.ones(1, 2)).tolist() == [[2.0, 3.0]]
+    for backend in ("fx", "onnx"):
+        assert load(tmp_path / backend)(x=torch.ones(1, 2)).tolist() == [[2.0, 3.0]]
 
 
 @pytest.mark.parametrize("change", [{"machine": "vax"}, {"system": "VMS"}, {"cpu_capability": "AMX"}])

@@ -273,7 +273,7 @@ def test_errors_name_what_is_wrong() -> None:
     circuit = Add(x, Array(tensor(3), "k"))
     with pytest.raises(ModuleBindingError, match="x"):
         compile(circuit)
-    with pytest.raises(UnsupportedError, match="fx, torchscript, inductor"):
+    with pytest.raises(UnsupportedError, match="fx, torchscript, inductor, onnx"):
         compile(circuit, "onxn", inputs=["x"])
     with pytest.raises(TypeMismatchError):
         compile(circuit, inputs=["x"], dtype="float16")
