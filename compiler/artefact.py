@@ -19,7 +19,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import torch
 
@@ -30,7 +30,8 @@ from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, Arte
 from tapeout.ir import Circuit, Symbol, postorder
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, UnsupportedError
-from tapeout.ir.store import load_circuits, previous_of, publish, save_circuits
+from tapeout.ir.folders import previous_of, written_folder
+from tapeout.ir.store import load_circuits, save_circuits
 from tapeout.passes import PassRecord
 
 CIRCUITS, RUN = "circuits", "run.py"
@@ -44,17 +45,8 @@ def save(compiled: Compiled, path: str | Path, force: bool = False) -> None:
     if compiled.backend not in MODELS:
         raise UnsupportedError(f"{compiled.backend} cannot be saved", hint=f"there are {', '.join(MODELS)}")
     _check_target(target, force)
-    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
-        _write(compiled, temporary)
-        publish(temporary, target)
-    except OSError as error:
-        raise ArtefactError(
-            f"{target} cannot be written: {error}", hint="check the disk's space and the folder's permissions"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with written_folder(target) as folder:
+        _write(compiled, folder)
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> Compiled:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 
@@ -24,6 +22,7 @@ from tapeout.ir.array import Array
 from tapeout.ir.axis_index import Picks
 from tapeout.ir.circuit import Circuit, postorder
 from tapeout.ir.errors import ArtefactError, ParseError
+from tapeout.ir.folders import previous_of, written_folder
 from tapeout.ir.index import Index
 from tapeout.ir.parse import parse_circuits
 from tapeout.ir.scatter import Scatter
@@ -65,17 +64,8 @@ def save_circuits(circuits: Sequence[Circuit], path: str | Path) -> None:
     _check_replaceable(target)
     tensors, text = tensors_of(*circuits), circuit_text(*circuits)
     _check_reads_back(circuits, text, tensors)
-    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
-        _write(temporary, text, tensors)
-        publish(temporary, target)
-    except OSError as error:
-        raise ArtefactError(
-            f"{target} cannot be written: {error}", hint="check the disk's space and the folder's permissions"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with written_folder(target) as folder:
+        _write(folder, text, tensors)
 
 
 def load_circuit(path: str | Path) -> Circuit:
@@ -184,26 +174,6 @@ def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
     for start in range(0, rows.shape[0], step):
         chunk = rows[start : start + step].contiguous().cpu().view(-1).view(torch.uint8)
         yield chunk.numpy().data
-
-
-def publish(built: Path, target: Path) -> None:
-    """Moves a finished folder to its place. What was there before is put back if that fails."""
-    previous = previous_of(target)
-    if target.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        target.rename(previous)
-    try:
-        built.rename(target)
-    except BaseException:
-        if previous.exists() and not target.exists():
-            previous.rename(target)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def previous_of(target: Path) -> Path:
-    """Where the old folder is for the moment in which the new one takes its place."""
-    return target.with_name(f".{target.name}.previous")
 
 
 # -- reading

@@ -1,0 +1,53 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from tapeout.ir.errors import ArtefactError
+
+
+@contextmanager
+def written_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill; at the end it takes the place of the target, and of what was there.
+
+    After an error or an interruption everything is as it was before.
+
+    Raises:
+        ArtefactError: if it cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        publish(temporary, target)
+    except OSError as error:
+        raise ArtefactError(
+            f"{target} cannot be written: {error}", hint="check the disk's space and the folder's permissions"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(built: Path, target: Path) -> None:
+    """Moves a finished folder to its place. What was there before is put back if that fails."""
+    previous = previous_of(target)
+    if target.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        target.rename(previous)
+    try:
+        built.rename(target)
+    except BaseException:
+        if previous.exists() and not target.exists():
+            previous.rename(target)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def previous_of(target: Path) -> Path:
+    """Where the old folder is for the moment in which the new one takes its place."""
+    return target.with_name(f".{target.name}.previous")
