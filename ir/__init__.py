@@ -3,6 +3,7 @@
 from tapeout.ir.add import Add
 from tapeout.ir.array import Array
 from tapeout.ir.axis_index import I
+from tapeout.ir.binding import BindItem, get_free_symbols, module_new_bind
 from tapeout.ir.cast import cast_circuit
 from tapeout.ir.circuit import Circuit, postorder
 from tapeout.ir.concat import Concat
@@ -10,6 +11,7 @@ from tapeout.ir.discrete_var import DiscreteVar
 from tapeout.ir.dtypes import TorchDeviceDtype, TorchDeviceDtypeOp
 from tapeout.ir.einsum import Einsum
 from tapeout.ir.expand import replace_nodes, substitute_symbols
+from tapeout.ir.expander import Expander
 from tapeout.ir.general_function import (
     GeneralFunction,
     abs,
@@ -41,14 +43,22 @@ from tapeout.ir.general_function import (
     tanh,
 )
 from tapeout.ir.index import Index
-from tapeout.ir.iterative import IterativeMatcher, new_traversal, restrict
+from tapeout.ir.iterative import (
+    FINISHED,
+    IterateMatchResults,
+    IterativeMatcher,
+    new_traversal,
+    restrict,
+    restrict_sl,
+    traverse_until_depth,
+)
 from tapeout.ir.matcher import Matcher, Regex
-from tapeout.ir.module import Module, ModuleArgSpec, ModuleSpec, get_free_symbols, module_new_bind
+from tapeout.ir.module import Module, ModuleArgSpec, ModuleSpec
 from tapeout.ir.parse import parse_circuit, parse_circuits
 from tapeout.ir.rearrange import Rearrange, RearrangeSpec
 from tapeout.ir.scalar import Scalar
 from tapeout.ir.scatter import Scatter
-from tapeout.ir.search import Getter, Updater
+from tapeout.ir.search_objects import AnyFound, BoundAnyFound, BoundGetter, BoundUpdater, Getter, Transform, Updater
 from tapeout.ir.set_symbolic_shape import SetSymbolicShape
 from tapeout.ir.sizes import SymbolicSize, dim, symbolic_sizes
 from tapeout.ir.store import tensors_of
@@ -57,13 +67,84 @@ from tapeout.ir.tag import Tag
 from tapeout.ir.text import PrintOptions, circuit_text
 
 __all__ = [
-    "Add", "Array", "Circuit", "Concat", "DiscreteVar", "Einsum", "GeneralFunction", "Getter", "I", "Index",
-    "IterativeMatcher", "Matcher", "Module", "ModuleArgSpec", "ModuleSpec", "PrintOptions", "Rearrange",
-    "RearrangeSpec", "Regex", "Scalar", "Scatter", "SetSymbolicShape", "Symbol", "SymbolicSize", "Tag",
-    "TorchDeviceDtype", "TorchDeviceDtypeOp", "Updater", "abs", "cast_circuit", "circuit_text", "cos", "dim",
-    "exp", "gaussian_cdf", "gaussian_pdf", "gelu", "gelu_new", "get_free_symbols", "last_dim_size", "log",
-    "log_exp_p_1", "log_softmax", "logit", "max", "maximum", "min", "minimum", "module_new_bind",
-    "new_traversal", "parse_circuit", "parse_circuits", "postorder", "pow", "reciprocal", "relu",
-    "replace_nodes", "restrict", "rotate_half", "rsqrt", "sigmoid", "silu", "sin", "softmax", "step",
-    "substitute_symbols", "symbolic_sizes", "tanh", "tensors_of",
+    "FINISHED",
+    "Add",
+    "AnyFound",
+    "Array",
+    "BindItem",
+    "BoundAnyFound",
+    "BoundGetter",
+    "BoundUpdater",
+    "Circuit",
+    "Concat",
+    "DiscreteVar",
+    "Einsum",
+    "Expander",
+    "GeneralFunction",
+    "Getter",
+    "I",
+    "Index",
+    "IterateMatchResults",
+    "IterativeMatcher",
+    "Matcher",
+    "Module",
+    "ModuleArgSpec",
+    "ModuleSpec",
+    "PrintOptions",
+    "Rearrange",
+    "RearrangeSpec",
+    "Regex",
+    "Scalar",
+    "Scatter",
+    "SetSymbolicShape",
+    "Symbol",
+    "SymbolicSize",
+    "Tag",
+    "TorchDeviceDtype",
+    "TorchDeviceDtypeOp",
+    "Transform",
+    "Updater",
+    "abs",
+    "cast_circuit",
+    "circuit_text",
+    "cos",
+    "dim",
+    "exp",
+    "gaussian_cdf",
+    "gaussian_pdf",
+    "gelu",
+    "gelu_new",
+    "get_free_symbols",
+    "last_dim_size",
+    "log",
+    "log_exp_p_1",
+    "log_softmax",
+    "logit",
+    "max",
+    "maximum",
+    "min",
+    "minimum",
+    "module_new_bind",
+    "new_traversal",
+    "parse_circuit",
+    "parse_circuits",
+    "postorder",
+    "pow",
+    "reciprocal",
+    "relu",
+    "replace_nodes",
+    "restrict",
+    "restrict_sl",
+    "rotate_half",
+    "rsqrt",
+    "sigmoid",
+    "silu",
+    "sin",
+    "softmax",
+    "step",
+    "substitute_symbols",
+    "symbolic_sizes",
+    "tanh",
+    "tensors_of",
+    "traverse_until_depth",
 ]  # fmt: skip

@@ -51,6 +51,10 @@ class Add(Circuit):
         """How often each child occurs."""
         return dict(Counter(self.children))
 
+    def nodes_and_rank_differences(self) -> list[tuple[Circuit, int]]:
+        """Each child, and how many axes it lacks."""
+        return [(child, self.rank - child.rank) for child in self.children]
+
     def has_broadcast(self) -> bool:
         return any(child.shape != self.shape for child in self.children)
 

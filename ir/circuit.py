@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
+from tapeout.ir.kinds import CircuitKinds
 from tapeout.ir.labels import label_over
 from tapeout.ir.methods import CircuitMethods
 from tapeout.ir.sizes import Shape, Size, multiply
@@ -61,7 +62,7 @@ def _remember(key: tuple[Any, ...], node: Circuit) -> None:
         _sweep_at = max(1 << 14, 2 * len(_nodes))
 
 
-class Circuit(CircuitMethods):
+class Circuit(CircuitMethods, CircuitKinds):
     """A node of a circuit, which is at the same time the circuit below it.
 
     Attributes:

@@ -53,10 +53,24 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class TorchDeviceDtypeOp:
-    """A device and a dtype, each None for "as it is"."""
+    """A device and a dtype, each None for "as it is"; both are kept by their names.
+
+    Raises:
+        TypeMismatchError: if no dtype has that name.
+    """
 
     device: str | None = None
     dtype: str | torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        # torch.float32 and "float32" are one dtype, and so must be two casts to it.
+        object.__setattr__(self, "device", None if self.device is None else str(self.device))
+        object.__setattr__(self, "dtype", None if self.dtype is None else dtype_name(as_dtype(self.dtype)))
+
+    @staticmethod
+    def default() -> TorchDeviceDtypeOp:
+        """As it is."""
+        return TorchDeviceDtypeOp()
 
     def get_torch_dtype(self) -> torch.dtype | None:
         return None if self.dtype is None else as_dtype(self.dtype)
@@ -67,10 +81,18 @@ class TorchDeviceDtypeOp:
 
 @dataclass(frozen=True, slots=True)
 class TorchDeviceDtype:
-    """A device and a dtype."""
+    """A device and a dtype, both kept by their names.
+
+    Raises:
+        TypeMismatchError: if no dtype has that name.
+    """
 
     device: str
     dtype: str | torch.dtype
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", str(self.device))
+        object.__setattr__(self, "dtype", dtype_name(as_dtype(self.dtype)))
 
     def get_torch_dtype(self) -> torch.dtype:
         return as_dtype(self.dtype)

@@ -58,19 +58,36 @@ class Einsum(Circuit):
         operands = left.split(",") if left or nodes else []
         if not arrow or not all(part.isalpha() or part == "" for part in [*operands, right]):
             raise ParseError(f"not an einsum: {string!r}", hint='write one letter an axis, such as "qd,cd->qc"')
-        if len(operands) != len(nodes):
+        in_axes = _as_many(string, tuple(map(read_axes, operands)), nodes)
+        return Einsum._build(nodes, in_axes, read_axes(right), name)
+
+    @staticmethod
+    def from_fancy_string(string: str, *nodes: Circuit, name: str | None = _AUTONAME) -> Einsum:
+        """An einsum written with a word an axis, the words apart: `"query dim, key dim -> query key"`.
+
+        Raises:
+            ParseError: if the string is no einsum.
+            ShapeError: if it does not fit the nodes.
+        """
+        left, arrow, right = string.partition("->")
+        operands = [part.split() for part in left.split(",")] if left.strip() or nodes else []
+        if not arrow or not all(word.isidentifier() for part in [*operands, right.split()] for word in part):
             raise ParseError(
-                f"the einsum {string!r} has {len(operands)} operands, but {len(nodes)} nodes were given",
-                hint="give one node for each part before the arrow",
+                f"not an einsum: {string!r}", hint='write one word an axis, such as "query dim, key dim -> query key"'
             )
-        return Einsum._build(nodes, tuple(map(read_axes, operands)), read_axes(right), name)
+        numbers: dict[str, int] = {}
+        in_axes, (out_axes,) = (
+            tuple(tuple(numbers.setdefault(word, len(numbers)) for word in part) for part in side)
+            for side in (operands, [right.split()])
+        )
+        return Einsum._build(nodes, _as_many(string, in_axes, nodes), out_axes, name)
 
     @staticmethod
     def from_nodes_ints(
         nodes: Sequence[Circuit],
         input_axes: Sequence[Sequence[int]],
         output_ints: Sequence[int],
-        name: str | None = None,
+        name: str | None = _AUTONAME,
     ) -> Einsum:
         """The same as the constructor, with nodes and axes apart.
 
@@ -79,7 +96,7 @@ class Einsum(Circuit):
         """
         if len(nodes) != len(input_axes):
             raise ShapeError(
-                f"Einsum {name!r}: {len(nodes)} nodes and {len(input_axes)} tuples of axes",
+                f"an Einsum of {len(nodes)} nodes and {len(input_axes)} tuples of axes",
                 hint="give the axes of each node",
             )
         return Einsum(*zip(nodes, input_axes, strict=True), out_axes=output_ints, name=name)
@@ -113,19 +130,32 @@ class Einsum(Circuit):
         return Einsum._build((node,), (axes,), axes, name)
 
     @staticmethod
-    def empty(name: str | None = None) -> Einsum:
+    def empty(name: str | None = _AUTONAME) -> Einsum:
         """The einsum without operands: 1."""
         return Einsum(out_axes=(), name=name)
 
     @staticmethod
-    def new_outer_product(*nodes: Circuit, name: str | None = _AUTONAME) -> Einsum:
-        """The outer product; the axes of the nodes one after another."""
+    def new_outer_product(
+        *nodes: Circuit, name: str | None = _AUTONAME, out_axes_permutation: Sequence[int] | None = None
+    ) -> Einsum:
+        """The outer product; the axes of the nodes one after another, or in another order."""
         axes: list[Axes] = []
         start = 0
         for node in nodes:
             axes.append(tuple(range(start, start + node.rank)))
             start += node.rank
-        return Einsum._build(nodes, tuple(axes), tuple(range(start)), name)
+        out_axes = range(start) if out_axes_permutation is None else out_axes_permutation
+        return Einsum._build(nodes, tuple(axes), tuple(out_axes), name)
+
+    @staticmethod
+    def new_diag(node: Circuit, ints: Sequence[int], name: str | None = _AUTONAME) -> Einsum:
+        """The node on the diagonals of a larger one: `ints` are the axes of the result, equal ones run together."""
+        return Einsum._build((node,), (tuple(dict.fromkeys(ints)),), tuple(ints), name)
+
+    @staticmethod
+    def new_trace(node: Circuit, ints: Sequence[int], name: str | None = _AUTONAME) -> Einsum:
+        """Diagonals of the node: `ints` are its axes, of which equal ones run together."""
+        return Einsum._build((node,), (tuple(ints),), tuple(dict.fromkeys(ints)), name)
 
     @property
     def args(self) -> list[tuple[Circuit, Axes]]:
@@ -149,6 +179,13 @@ class Einsum(Circuit):
     def next_axis(self) -> int:
         """An integer that no axis has."""
         return max((axis for axes in (*self.in_axes, self.out_axes) for axis in axes), default=-1) + 1
+
+    def normalize_ints(self) -> Einsum:
+        """The same einsum, its axes numbered in the order in which they occur."""
+        order = dict.fromkeys(axis for axes in (*self.in_axes, self.out_axes) for axis in axes)
+        number = {axis: i for i, axis in enumerate(order)}
+        in_axes = tuple(tuple(number[axis] for axis in axes) for axes in self.in_axes)
+        return Einsum._build(self.children, in_axes, tuple(number[axis] for axis in self.out_axes), self.op_name)
 
     def evolve(self, args: Iterable[tuple[Circuit, Axes]] | None = None, out_axes: Axes | None = None) -> Einsum:
         """The same einsum with other operands or other output axes, under the same name."""
@@ -216,6 +253,16 @@ class Einsum(Circuit):
 
     def _text(self) -> str:
         return write_einsum(self.in_axes, self.out_axes)
+
+
+def _as_many(string: str, in_axes: tuple[Axes, ...], nodes: tuple[Circuit, ...]) -> tuple[Axes, ...]:
+    """The axes, if there are as many operands as nodes."""
+    if len(in_axes) != len(nodes):
+        raise ParseError(
+            f"the einsum {string!r} has {len(in_axes)} operands, but {len(nodes)} nodes were given",
+            hint="give one node for each part before the arrow",
+        )
+    return in_axes
 
 
 def axis_letter(number: int) -> str:

@@ -187,8 +187,10 @@ def _check_capture(module: Module, inside: Bindings, bound: Set[Symbol]) -> None
 
 
 @without_gc
-def replace_nodes(circuit: Circuit, replace: Callable[[Circuit], Circuit | None]) -> Circuit:
-    """The circuit with every node for which `replace` gives another one replaced, nodes above expanded.
+def replace_nodes(
+    circuit: Circuit, replace: Callable[[Circuit], Circuit | None] | Mapping[Circuit, Circuit]
+) -> Circuit:
+    """The circuit with every node for which `replace` has another one replaced, nodes above expanded.
 
     Nodes inside module bodies are replaced too; below a replaced node nothing is looked at. A symbol
     that a module binds means the same in a replacement inside its body.
@@ -197,7 +199,8 @@ def replace_nodes(circuit: Circuit, replace: Callable[[Circuit], Circuit | None]
         ShapeError: if the replacements do not fit, or their batch axes do not agree.
         ModuleBindingError: if a symbol that a module binds is to be replaced.
     """
-    replaced = {node: new for node in postorder(circuit) if (new := replace(node)) not in (None, node)}
+    find = replace.get if isinstance(replace, Mapping) else replace
+    replaced = {node: new for node in postorder(circuit) if (new := find(node)) not in (None, node)}
     if not replaced:
         return circuit
     places = {node: Symbol(node.shape, uuid4(), node.op_name, node.torch_dtype) for node in replaced}

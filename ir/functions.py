@@ -326,11 +326,6 @@ class Cast:
     required: TorchDeviceDtypeOp
     output: TorchDeviceDtypeOp
 
-    def __post_init__(self) -> None:
-        # torch.float32 and "float32" are one dtype, and so must be two casts to it.
-        object.__setattr__(self, "required", _by_names(self.required))
-        object.__setattr__(self, "output", _by_names(self.output))
-
     @property
     def name(self) -> str:
         return f"cast_from_{_device_dtype_text(self.required)}_to_{_device_dtype_text(self.output)}"
@@ -366,16 +361,8 @@ def check_range(index: torch.Tensor, size: int, what: str) -> None:
         )
 
 
-def _by_names(op: TorchDeviceDtypeOp) -> TorchDeviceDtypeOp:
-    dtype = op.get_torch_dtype()
-    return TorchDeviceDtypeOp(
-        None if op.device is None else str(op.device), None if dtype is None else dtype_name(dtype)
-    )
-
-
 def _device_dtype_text(op: TorchDeviceDtypeOp) -> str:
-    dtype = op.get_torch_dtype()
-    return f"{{device:{op.device},dtype:{None if dtype is None else dtype_name(dtype)}}}"
+    return f"{{device:{op.device},dtype:{op.dtype}}}"
 
 
 def _one_child(name: str, node: Circuit, min_rank: int) -> Circuit:

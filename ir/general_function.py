@@ -62,6 +62,15 @@ class GeneralFunction(Circuit):
         return GeneralFunction(*nodes, spec=function_by_name(spec_name), name=name)
 
     @staticmethod
+    def new_by_name_op(*nodes: Circuit, spec_name: str, name: str | None = _AUTONAME) -> GeneralFunction | None:
+        """The function of that name, None if there is none."""
+        try:
+            function = function_by_name(spec_name)
+        except ParseError:
+            return None
+        return GeneralFunction(*nodes, spec=function, name=name)
+
+    @staticmethod
     def gen_index(
         x: Circuit,
         index: Circuit,

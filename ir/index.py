@@ -22,7 +22,7 @@ class Index(Circuit):
 
     Args:
         node: what is indexed.
-        idx: the indices, such as `I[0, 1:3]`; one ellipsis is allowed.
+        index: the indices, such as `I[0, 1:3]`; one ellipsis is allowed.
         name: the node's name.
 
     Raises:
@@ -31,9 +31,9 @@ class Index(Circuit):
 
     __slots__ = ()
 
-    def __new__(cls, node: Circuit, idx: Sequence[Any], name: str | None = _AUTONAME) -> Index:
-        index = axis_indices(idx, node.rank, repr(node))
-        return cls._make((index,), (node,), auto_name(name, [node], "{} idx", bracketed=OPERATORS))
+    def __new__(cls, node: Circuit, index: Sequence[Any], name: str | None = _AUTONAME) -> Index:
+        indices = axis_indices(index, node.rank, repr(node))
+        return cls._make((indices,), (node,), auto_name(name, [node], "{} idx", bracketed=OPERATORS))
 
     @property
     def node(self) -> Circuit:
@@ -47,7 +47,7 @@ class Index(Circuit):
     @property
     def idx(self) -> list[int | slice | torch.Tensor]:
         """The indices as integers, slices and tensors."""
-        return [_to_torch(index) for index in self.axis_indices]
+        return as_torch(self.axis_indices)
 
     def has_tensor_axes(self) -> bool:
         return any(isinstance(index, Picks) for index in self.axis_indices)
@@ -79,7 +79,13 @@ class Index(Circuit):
         return format_index(self.axis_indices)
 
 
-def _to_torch(index: AxisIndex) -> int | slice | torch.Tensor:
-    if isinstance(index, Span):
-        return slice(index.start, index.stop)
-    return index.values if isinstance(index, Picks) else index
+def as_torch(indices: AxisIndices) -> list[int | slice | torch.Tensor]:
+    """Indices in canonical form as integers, slices and tensors."""
+    return [
+        slice(index.start, index.stop)
+        if isinstance(index, Span)
+        else index.values
+        if isinstance(index, Picks)
+        else index
+        for index in indices
+    ]

@@ -1,177 +1,68 @@
-"""`IterativeMatcher`: a question about a node and the path that led to it.
-
-It is a small state machine. At a node it says whether the node matches, and which state goes on to
-the children (one for all, or one each; None ends the path). States are immutable and hashable, so
-that a walk remembers what it has done by (node, state).
-"""
+"""`IterativeMatcher`: a question about a node and the path that led to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.errors import MatchError, TypeMismatchError
+from tapeout.ir.finding import Finding
+from tapeout.ir.match_states import (
+    SAME,
+    AllOf,
+    AnyOf,
+    Chains,
+    ChildrenOf,
+    Everywhere,
+    Filtered,
+    Next,
+    OutsideSpecs,
+    State,
+    Stepping,
+)
 from tapeout.ir.matcher import Matcher, MatcherIn
 from tapeout.ir.module import Module
 
 IterativeMatcherIn = Any
 """An IterativeMatcher, or anything that a Matcher can be made of."""
 
-Possible = Callable[[Matcher], bool]
-"""Whether a matcher can match at or below the node in question."""
+
+class Finished:
+    """The path ends: nothing below matches. There is one, `FINISHED`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "FINISHED"
 
 
-class State(Protocol):
-    def step(self, node: Circuit) -> tuple[bool, Next]:
-        """Whether the node matches, and the state for its children."""
-
-    def possible(self, can: Possible) -> bool:
-        """False only if nothing at or below the node in question can match."""
-
-
-Next = State | None | tuple[State | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Everywhere:
-    matcher: Matcher
-
-    def step(self, node: Circuit) -> tuple[bool, Next]:
-        return self.matcher(node), self
-
-    def possible(self, can: Possible) -> bool:
-        return can(self.matcher)
+FINISHED = Finished()
 
 
 @dataclass(frozen=True, slots=True)
-class _Filtered:
-    inner: State
-    start_depth: int
-    end_depth: int | None
-    term_early_at: Matcher | None
-    term_if_matches: bool
+class IterateMatchResults:
+    """What an iterative matcher says at a node.
 
-    def step(self, node: Circuit) -> tuple[bool, Next]:
-        found, following = self.inner.step(node)
-        found = found and self.start_depth <= 0 and (self.end_depth is None or self.end_depth > 0)
-        ends = (
-            (self.end_depth is not None and self.end_depth <= 1)
-            or (found and self.term_if_matches)
-            or (self.term_early_at is not None and self.term_early_at(node))
-        )
-        return found, None if ends else _map_next(following, self._below)
+    Attributes:
+        updated: the matcher for the children: None for the same one, `FINISHED` for none, or a list with one
+            of these for each child.
+        found: whether the node matches.
+    """
 
-    def _below(self, inner: State) -> State:
-        end = None if self.end_depth is None else self.end_depth - 1
-        return _Filtered(inner, max(0, self.start_depth - 1), end, self.term_early_at, self.term_if_matches)
+    updated: Any = None
+    found: bool = False
 
-    def possible(self, can: Possible) -> bool:
-        return self.inner.possible(can)
+    @staticmethod
+    def new_finished(found: bool = False) -> IterateMatchResults:
+        return IterateMatchResults(FINISHED, found)
+
+    def to_tup(self) -> tuple[Any, bool]:
+        return self.updated, self.found
 
 
-@dataclass(frozen=True, slots=True)
-class _Chains:
-    """Alternatives, each a sequence of states to be satisfied one at or below the other."""
-
-    chains: frozenset[tuple[State, ...]]
-
-    def step(self, node: Circuit) -> tuple[bool, Next]:
-        found, todo, below = False, list(self.chains), list[tuple[Next, tuple[State, ...]]]()
-        seen = set(todo)
-        while todo:
-            head, *tail = todo.pop()
-            matched, following = head.step(node)
-            if following is not None:
-                below.append((following, tuple(tail)))
-            if matched and tail and (rest := tuple(tail)) not in seen:
-                seen.add(rest)
-                todo.append(rest)
-            found = found or (matched and not tail)
-        return found, _per_child(node, below)
-
-    def possible(self, can: Possible) -> bool:
-        return any(all(state.possible(can) for state in chain) for chain in self.chains)
-
-
-def _per_child(node: Circuit, heads: list[tuple[Next, tuple[State, ...]]]) -> Next:
-    if not heads:
-        return None
-    if not any(isinstance(head, tuple) for head, _ in heads):
-        return _Chains(frozenset((head, *tail) for head, tail in heads))  # type: ignore[arg-type]
-    out = list[State | None]()
-    for i in range(len(node.children)):
-        mine = [((head[i] if isinstance(head, tuple) else head), tail) for head, tail in heads]
-        alive = frozenset((head, *tail) for head, tail in mine if head is not None)
-        out.append(_Chains(alive) if alive else None)
-    return tuple(out)
-
-
-@dataclass(frozen=True, slots=True)
-class _AnyOf:
-    states: tuple[State, ...]
-
-    def step(self, node: Circuit) -> tuple[bool, Next]:
-        results = [state.step(node) for state in self.states]
-        return any(found for found, _ in results), _combine(node, [n for _, n in results], _AnyOf, drop_ended=True)
-
-    def possible(self, can: Possible) -> bool:
-        return any(state.possible(can) for state in self.states)
-
-
-@dataclass(frozen=True, slots=True)
-class _AllOf:
-    states: tuple[State, ...]
-
-    def step(self, node: Circuit) -> tuple[bool, Next]:
-        results = [state.step(node) for state in self.states]
-        return all(found for found, _ in results), _combine(node, [n for _, n in results], _AllOf, drop_ended=False)
-
-    def possible(self, can: Possible) -> bool:
-        return all(state.possible(can) for state in self.states)
-
-
-def _combine(node: Circuit, nexts: list[Next], make: Callable[[tuple[State, ...]], State], drop_ended: bool) -> Next:
-    def join(states: list[State | None]) -> State | None:
-        alive = tuple(state for state in states if state is not None)
-        return make(alive) if alive and (drop_ended or len(alive) == len(states)) else None
-
-    if not any(isinstance(following, tuple) for following in nexts):
-        return join(nexts)  # type: ignore[arg-type]
-    count = len(node.children)
-    return tuple(join([n[i] if isinstance(n, tuple) else n for n in nexts]) for i in range(count))
-
-
-@dataclass(frozen=True, slots=True)
-class _ChildrenOf:
-    """Matches chosen children of whatever `inner` matches."""
-
-    inner: State | None
-    choose: Callable[[Circuit], frozenset[int]]
-    chosen: bool = False
-
-    def step(self, node: Circuit) -> tuple[bool, Next]:
-        found, following = (False, None) if self.inner is None else self.inner.step(node)
-        picks = self.choose(node) if found else frozenset()
-        below = list[State | None]()
-        for i in range(len(node.children)):
-            state = following[i] if isinstance(following, tuple) else following
-            picked = i in picks
-            below.append(_ChildrenOf(state, self.choose, picked) if state is not None or picked else None)
-        return self.chosen, tuple(below)
-
-    def possible(self, can: Possible) -> bool:
-        return self.chosen or (self.inner is not None and self.inner.possible(can))
-
-
-def _map_next(following: Next, f: Callable[[State], State]) -> Next:
-    if isinstance(following, tuple):
-        return tuple(None if state is None else f(state) for state in following)
-    return None if following is None else f(following)
-
-
-class IterativeMatcher:
+class IterativeMatcher(Finding):
     """A matcher that also looks at the path from the root to a node. Several inputs mean "any of them".
 
     Args:
@@ -185,8 +76,8 @@ class IterativeMatcher:
     def __init__(self, *inps: IterativeMatcherIn) -> None:
         iterative = [inp for inp in inps if isinstance(inp, IterativeMatcher)]
         plain = [inp for inp in inps if not isinstance(inp, IterativeMatcher)]
-        states = [inp.state for inp in iterative] + ([_Everywhere(Matcher(*plain))] if plain or not inps else [])
-        self.state = states[0] if len(states) == 1 else _AnyOf(tuple(states))
+        states = [inp.state for inp in iterative] + ([Everywhere(Matcher(*plain))] if plain or not inps else [])
+        self.state = states[0] if len(states) == 1 else AnyOf(tuple(states))
 
     @classmethod
     def of_state(cls, state: State) -> IterativeMatcher:
@@ -198,7 +89,17 @@ class IterativeMatcher:
     @property
     def plain(self) -> Matcher | None:
         """The plain matcher that this is, if it does not look at paths."""
-        return self.state.matcher if isinstance(self.state, _Everywhere) else None
+        return self.state.matcher if isinstance(self.state, Everywhere) else None
+
+    def match_iterate(self, circuit: Circuit) -> IterateMatchResults:
+        """One step: whether this node matches, and the matcher for its children."""
+
+        def matcher(state: State | None) -> IterativeMatcher | Finished | None:
+            return FINISHED if state is None else None if state is self.state else IterativeMatcher.of_state(state)
+
+        found, following = self.state.step(circuit)
+        updated = list(map(matcher, following)) if isinstance(following, tuple) else matcher(following)
+        return IterateMatchResults(updated, found)
 
     @staticmethod
     def any(*matchers: IterativeMatcherIn) -> IterativeMatcher:
@@ -206,7 +107,11 @@ class IterativeMatcher:
 
     @staticmethod
     def all(*matchers: IterativeMatcherIn) -> IterativeMatcher:
-        return IterativeMatcher.of_state(_AllOf(tuple(IterativeMatcher(matcher).state for matcher in matchers)))
+        return IterativeMatcher.of_state(AllOf(tuple(IterativeMatcher(matcher).state for matcher in matchers)))
+
+    def new_or(self, *others: IterativeMatcherIn) -> IterativeMatcher:
+        """`self | other | ...`"""
+        return IterativeMatcher(self, *others)
 
     @staticmethod
     def noop_traversal() -> IterativeMatcher:
@@ -219,100 +124,88 @@ class IterativeMatcher:
         return IterativeMatcher(match_next).filter(end_depth=1)
 
     @staticmethod
+    def new_func(f: Callable[[Circuit], IterateMatchResults]) -> IterativeMatcher:
+        """The matcher that does at each node what `f` says."""
+
+        def state(updated: Any) -> State | None:
+            return None if updated is FINISHED else SAME if updated is None else IterativeMatcher(updated).state
+
+        def step(node: Circuit) -> tuple[bool, Next]:
+            result = f(node)
+            if not isinstance(result.updated, (list, tuple)):
+                return result.found, state(result.updated)
+            if len(result.updated) != len(node.children):
+                raise MatchError(
+                    f"a function of an iterative matcher gives {len(result.updated)} matchers for the "
+                    f"{len(node.children)} children of {node!r}",
+                    hint="give one matcher for all children, or a list with one for each",
+                )
+            return result.found, tuple(map(state, result.updated))
+
+        return IterativeMatcher.of_state(Stepping(step))
+
+    @staticmethod
     def new_chain(
         first: IterativeMatcherIn, *matchers: IterativeMatcherIn, must_be_sub: bool = False
     ) -> IterativeMatcher:
-        return IterativeMatcher(first).chain(*matchers, must_be_sub=must_be_sub)
+        """See `chain`."""
+        return IterativeMatcher.new_chain_many((first, *matchers), must_be_sub=must_be_sub)
 
-    def chain(self, *rest: IterativeMatcherIn, must_be_sub: bool = False) -> IterativeMatcher:
-        """Matches what the last matcher finds at or below what the one before finds, and so on up to this one.
+    @staticmethod
+    def new_chain_many(*chains: Sequence[IterativeMatcherIn], must_be_sub: bool = False) -> IterativeMatcher:
+        """Several chains, any of which may match.
 
-        Args:
-            rest: the further matchers.
-            must_be_sub: whether each must match below, not at, the node that the one before matched.
+        Raises:
+            MatchError: if a chain is empty.
         """
-        states = [self.state]
-        for matcher in rest:
-            following = IterativeMatcher(matcher)
-            states.append((following.filter(start_depth=1) if must_be_sub else following).state)
-        return IterativeMatcher.of_state(_Chains(frozenset((tuple(states),))))
+        if not all(chains):
+            raise MatchError("a chain of no matchers", hint="a chain has at least one matcher")
 
-    def chain_many(self, *rest: Any, must_be_sub: bool = False) -> IterativeMatcher:
-        """Several chains that begin with this matcher, any of which may match."""
-        chains = [self.chain(*matchers, must_be_sub=must_be_sub).state for matchers in rest]
-        return IterativeMatcher.of_state(_AnyOf(tuple(chains)))
+        def states(first: IterativeMatcherIn, *rest: IterativeMatcherIn) -> tuple[State, ...]:
+            below = [restrict(matcher, start_depth=1) if must_be_sub else matcher for matcher in rest]
+            return tuple(IterativeMatcher(matcher).state for matcher in (first, *below))
 
-    def filter(
-        self,
-        term_if_matches: bool = False,
-        start_depth: int | None = None,
-        end_depth: int | None = None,
-        term_early_at: MatcherIn = False,
-    ) -> IterativeMatcher:
-        """Matches less.
+        return IterativeMatcher.of_state(Chains(frozenset(states(*chain) for chain in chains)))
 
-        Args:
-            term_if_matches: do not look below a match.
-            start_depth: do not match above this depth (the root has depth 0).
-            end_depth: do not match at this depth or below.
-            term_early_at: do not look below nodes that match this; they themselves may match.
-        """
-        if end_depth is not None and start_depth is not None and end_depth <= start_depth:
-            raise MatchError(
-                f"start_depth {start_depth} is not above end_depth {end_depth}: nothing can match",
-                hint="start_depth is inclusive, end_depth exclusive",
-            )
-        early = None if term_early_at is False else Matcher(term_early_at)
-        return IterativeMatcher.of_state(_Filtered(self.state, start_depth or 0, end_depth, early, term_if_matches))
-
-    restrict = filter
-
-    def children_matcher(self, child_numbers: set[int]) -> IterativeMatcher:
-        """Matches the children of these numbers of what this matcher matches; MatchError if there is none."""
+    @staticmethod
+    def new_children_matcher(first_match: IterativeMatcherIn, child_numbers: Set[int]) -> IterativeMatcher:
+        """See `children_matcher`."""
         numbers = frozenset(child_numbers)
-        return self._children(lambda node: _existing(node, numbers))
+        return _children(first_match, lambda node: _existing(node, numbers))
 
-    def spec_circuit_matcher(self) -> IterativeMatcher:
-        """Matches the body of the modules that this matcher matches."""
-        return self._children(lambda node: frozenset((0,)) if isinstance(_module(node), Module) else frozenset())
+    @staticmethod
+    def new_spec_circuit_matcher(first_match: IterativeMatcherIn) -> IterativeMatcher:
+        """See `spec_circuit_matcher`."""
+        return _children(first_match, lambda node: frozenset((0,)) if _module(node) else frozenset())
 
-    def module_arg_matcher(self, arg_sym_matcher: MatcherIn) -> IterativeMatcher:
-        """Matches those arguments of the modules matched whose symbols match `arg_sym_matcher`."""
+    @staticmethod
+    def new_module_arg_matcher(module_matcher: IterativeMatcherIn, arg_sym_matcher: MatcherIn) -> IterativeMatcher:
+        """See `module_arg_matcher`."""
         wanted = Matcher(arg_sym_matcher)
 
         def choose(node: Circuit) -> frozenset[int]:
             specs = _module(node).arg_specs
             return frozenset(i + 1 for i, spec in enumerate(specs) if wanted(spec.symbol))
 
-        return self._children(choose)
-
-    def _children(self, choose: Callable[[Circuit], frozenset[int]]) -> IterativeMatcher:
-        return IterativeMatcher.of_state(_ChildrenOf(self.state, choose))
+        return _children(module_matcher, choose)
 
     def __repr__(self) -> str:
-        return f"IterativeMatcher({self.state})".replace("(_", "(").replace("=_", "=")
-
-    def get(self, circuit: Circuit) -> set[Circuit]:
-        return circuit.get(self)
-
-    def get_unique(self, circuit: Circuit) -> Circuit:
-        return circuit.get_unique(self)
-
-    def update(self, circuit: Circuit, transform: Callable[[Circuit], Circuit]) -> Circuit:
-        return circuit.update(self, transform)
+        return f"IterativeMatcher({self.state})"
 
     def __or__(self, other: IterativeMatcherIn) -> IterativeMatcher:
-        return IterativeMatcher(self, other)
-
-    __ror__ = __or__
+        return self.new_or(other)
 
     def __and__(self, other: IterativeMatcherIn) -> IterativeMatcher:
         return IterativeMatcher.all(self, other)
 
-    __rand__ = __and__
+    __ror__, __rand__ = __or__, __and__
 
     def __bool__(self) -> bool:
         raise TypeMismatchError("a matcher has no truth value", hint="combine matchers with & and |, not with and / or")
+
+
+def _children(matcher: IterativeMatcherIn, choose: Callable[[Circuit], frozenset[int]]) -> IterativeMatcher:
+    return IterativeMatcher.of_state(ChildrenOf(IterativeMatcher(matcher).state, choose))
 
 
 def _existing(node: Circuit, numbers: frozenset[int]) -> frozenset[int]:
@@ -332,6 +225,11 @@ def _module(node: Circuit) -> Module:
     return node
 
 
+def outside_module_specs(matcher: IterativeMatcherIn) -> IterativeMatcher:
+    """See `IterativeMatcher.filter_module_spec`."""
+    return IterativeMatcher.of_state(OutsideSpecs(IterativeMatcher(matcher).state))
+
+
 def restrict(
     matcher: IterativeMatcherIn,
     term_if_matches: bool = False,
@@ -340,11 +238,39 @@ def restrict(
     term_early_at: MatcherIn = False,
 ) -> IterativeMatcher:
     """See `IterativeMatcher.filter`."""
-    return IterativeMatcher(matcher).filter(term_if_matches, start_depth, end_depth, term_early_at)
+    if end_depth is not None and start_depth is not None and end_depth <= start_depth:
+        raise MatchError(
+            f"start_depth {start_depth} is not above end_depth {end_depth}: nothing can match",
+            hint="start_depth is inclusive, end_depth exclusive",
+        )
+    inner = IterativeMatcher(matcher).state
+    early = None if term_early_at is False else Matcher(term_early_at)
+    return IterativeMatcher.of_state(Filtered(inner, start_depth or 0, end_depth, early, term_if_matches))
+
+
+def restrict_sl(
+    matcher: IterativeMatcherIn,
+    term_if_matches: bool = False,
+    depth_slice: slice = slice(None),
+    term_early_at: MatcherIn = False,
+) -> IterativeMatcher:
+    """See `IterativeMatcher.filter`; the depths are given as a slice, `I[1:3]`.
+
+    Raises:
+        MatchError: if the slice has a step, or no depth is left.
+    """
+    if depth_slice.step is not None:
+        raise MatchError(f"depths with a step: {depth_slice}", hint="depths are from start to stop")
+    return restrict(matcher, term_if_matches, depth_slice.start, depth_slice.stop, term_early_at)
 
 
 def new_traversal(
     start_depth: int | None = None, end_depth: int | None = None, term_early_at: MatcherIn = False
 ) -> IterativeMatcher:
     """Matches every node of the part of the circuit described (see `IterativeMatcher.filter`)."""
-    return IterativeMatcher(True).filter(False, start_depth, end_depth, term_early_at)
+    return restrict(True, False, start_depth, end_depth, term_early_at)
+
+
+def traverse_until_depth(depth: int | None) -> IterativeMatcher:
+    """Matches every node down to this depth, which is included (the root has depth 0); None for all."""
+    return new_traversal(end_depth=None if depth is None else depth + 1)

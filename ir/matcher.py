@@ -7,18 +7,23 @@ well (`mask`), or None where it cannot tell.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.errors import ParseError, TypeMismatchError
+from tapeout.ir.finding import Finding
 from tapeout.ir.labels import bit_of_kind, bit_of_name, names_in
 
 if TYPE_CHECKING:
-    from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn
+    from tapeout.ir.iterative import IterativeMatcherIn
+
+Atom = tuple[str, Callable[[Circuit], bool]]
+"""One name, kind, regex, node or predicate: how it is written, and whether a node satisfies it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,9 @@ class Regex:
                 hint="escape brackets that are meant literally",
             ) from None
 
-    def search(self, name: str) -> bool:
-        return self._compiled.search(name) is not None
+    def call(self, s: str) -> bool:
+        """Whether the pattern is found in the text."""
+        return self._compiled.search(s) is not None
 
 
 def _swapped_dot(token: re.Match[str]) -> str:
@@ -57,7 +63,7 @@ MatcherIn = Any
 """What a matcher can be made of: a Matcher, a name, a set of names, a Regex, a kind, a predicate, or a bool."""
 
 
-class Matcher:
+class Matcher(Finding):
     """A yes-or-no question about a node. Several inputs mean "any of them".
 
     Args:
@@ -67,11 +73,12 @@ class Matcher:
         TypeMismatchError: for anything else.
     """
 
-    __slots__ = ("_accepts", "_mask", "_text")
+    __slots__ = ("_accepts", "_atoms", "_mask", "_text")
 
     _accepts: Callable[[Circuit], bool]
     _mask: Callable[[int], int | None]
     _text: str
+    _atoms: Callable[[], Sequence[Atom]]
 
     def __init__(self, *inps: MatcherIn) -> None:
         parts = [_parse(inp) for inp in inps]
@@ -81,16 +88,37 @@ class Matcher:
             others.append(_names_matcher(frozenset().union(*names)))
         merged = others[0] if len(others) == 1 else _any(others)
         self._accepts, self._mask, self._text = merged._accepts, merged._mask, merged._text
+        self._atoms = merged._atoms
 
     @classmethod
-    def _new(cls, accepts: Callable[[Circuit], bool], mask: Callable[[int], int | None], text: str) -> Matcher:
+    def _new(
+        cls,
+        accepts: Callable[[Circuit], bool],
+        mask: Callable[[int], int | None],
+        text: str,
+        atoms: Callable[[], Sequence[Atom]] | None = None,
+    ) -> Matcher:
+        """A matcher of its parts; without `atoms` it is one itself."""
         out = object.__new__(cls)
         out._accepts, out._mask, out._text = accepts, mask, text
+        out._atoms = (lambda: ((text, accepts),)) if atoms is None else atoms
         return out
 
     def __call__(self, circuit: Circuit) -> bool:
         """Whether this very node matches."""
         return self._accepts(circuit)
+
+    call = __call__
+
+    def get_first(self, circuit: Circuit) -> Circuit | None:
+        """A matching node, the one that a depth-first walk meets first; None if there is none."""
+        from tapeout.ir.search import matches
+
+        return next(matches(circuit, self), None)
+
+    def atoms(self) -> Sequence[Atom]:
+        """The names, kinds, regexes, nodes and predicates of which each should be found: not those under a `~`."""
+        return self._atoms()
 
     def mask(self, below: int) -> int | None:
         """Labels of which a matching node has one, among the labels `below`; None if it cannot tell."""
@@ -116,7 +144,12 @@ class Matcher:
     def circuits(*circuits: Circuit) -> Matcher:
         """Matches these very nodes."""
         wanted = frozenset(circuits)
-        return Matcher._new(wanted.__contains__, lambda _: None, f"circuits({len(wanted)})")
+        return Matcher._new(
+            wanted.__contains__,
+            lambda _: None,
+            f"circuits({len(wanted)})",
+            lambda: [(repr(node), partial(operator.is_, node)) for node in wanted],
+        )
 
     @staticmethod
     def match_any_found(finder: IterativeMatcherIn) -> Matcher:
@@ -124,6 +157,13 @@ class Matcher:
         from tapeout.ir.search import are_any_found
 
         return Matcher(lambda node: are_any_found(node, finder))
+
+    @staticmethod
+    def match_any_child_found(finder: IterativeMatcherIn) -> Matcher:
+        """Matches a node below which `finder` finds something."""
+        from tapeout.ir.iterative import restrict
+
+        return Matcher.match_any_found(restrict(finder, start_depth=1))
 
     @staticmethod
     def any(*matchers: MatcherIn) -> Matcher:
@@ -136,20 +176,30 @@ class Matcher:
             lambda node: all(part._accepts(node) for part in parts),
             lambda below: _intersect([part._mask(below) for part in parts]),
             " & ".join(part._text for part in parts) or "True",
+            lambda: [atom for part in parts for atom in part._atoms()],
         )
 
-    def __invert__(self) -> Matcher:
-        return Matcher._new(lambda node: not self._accepts(node), lambda _: None, f"~({self._text})")
+    def new_not(self) -> Matcher:
+        """`~self`"""
+        return Matcher._new(lambda node: not self._accepts(node), lambda _: None, f"~({self._text})", tuple)
+
+    def new_and(self, *others: MatcherIn) -> Matcher:
+        """`self & other & ...`"""
+        return Matcher.all(self, *others)
+
+    def new_or(self, *others: MatcherIn) -> Matcher:
+        """`self | other | ...`"""
+        return Matcher(self, *others)
+
+    __invert__ = new_not
 
     def __and__(self, other: MatcherIn) -> Matcher:
-        return Matcher.all(self, other)
-
-    __rand__ = __and__
+        return self.new_and(other)
 
     def __or__(self, other: MatcherIn) -> Matcher:
-        return Matcher(self, other)
+        return self.new_or(other)
 
-    __ror__ = __or__
+    __rand__, __ror__ = __and__, __or__
 
     def __bool__(self) -> bool:
         raise TypeMismatchError(
@@ -159,30 +209,6 @@ class Matcher:
 
     def __repr__(self) -> str:
         return f"Matcher({self._text})"
-
-    # What an IterativeMatcher can do, for convenience.
-
-    def to_iterative_matcher(self) -> IterativeMatcher:
-        from tapeout.ir.iterative import IterativeMatcher
-
-        return IterativeMatcher(self)
-
-    def chain(self, *rest: IterativeMatcherIn, must_be_sub: bool = False) -> IterativeMatcher:
-        """See `IterativeMatcher.chain`."""
-        return self.to_iterative_matcher().chain(*rest, must_be_sub=must_be_sub)
-
-    def filter(self, **options: Any) -> IterativeMatcher:
-        """See `IterativeMatcher.filter`."""
-        return self.to_iterative_matcher().filter(**options)
-
-    def get(self, circuit: Circuit) -> set[Circuit]:
-        return circuit.get(self)
-
-    def get_unique(self, circuit: Circuit) -> Circuit:
-        return circuit.get_unique(self)
-
-    def update(self, circuit: Circuit, transform: Callable[[Circuit], Circuit]) -> Circuit:
-        return circuit.update(self, transform)
 
 
 def _parse(inp: MatcherIn) -> Matcher | frozenset[str]:
@@ -220,12 +246,17 @@ def _names_matcher(names: frozenset[str]) -> Matcher:
     if len(names) == 1:
         (only,) = names
         return Matcher._new(lambda node: node.op_name == only, mask, repr(only))
-    return Matcher._new(lambda node: node.op_name in names, mask, "{" + ", ".join(map(repr, sorted(names))) + "}")
+    return Matcher._new(
+        lambda node: node.op_name in names,
+        mask,
+        "{" + ", ".join(map(repr, sorted(names))) + "}",
+        lambda: [(repr(name), _names_matcher(frozenset((name,)))._accepts) for name in sorted(names)],
+    )
 
 
 @lru_cache(maxsize=1 << 16)
 def _regex_finds(regex: Regex, name: str) -> bool:
-    return regex.search(name)
+    return regex.call(name)
 
 
 def _regex_matcher(regex: Regex) -> Matcher:
@@ -264,6 +295,7 @@ def _any(parts: list[Matcher]) -> Matcher:
         lambda node: any(accept(node) for accept in accepts),
         mask,
         " | ".join(part._text for part in parts) or "False",
+        lambda: [atom for part in parts for atom in part._atoms()],
     )
 
 

@@ -1,4 +1,4 @@
-"""The methods that every circuit has beside its identity: arithmetic, reshaping, search, evaluation, casts of kind.
+"""The methods that every circuit has beside its identity: arithmetic, reshaping, search, text, evaluation.
 
 They only build nodes and call the modules that do the work, so that a circuit reads well in use:
 `circuit.get_unique("a0.h0").index(I[-1])`.
@@ -12,25 +12,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from tapeout.ir.errors import ShapeError, TypeMismatchError, UnsupportedError
+from tapeout.ir.errors import MatchError, ShapeError, UnsupportedError
 
 if TYPE_CHECKING:
     from tapeout.ir.add import Add
-    from tapeout.ir.array import Array
     from tapeout.ir.circuit import Circuit
-    from tapeout.ir.concat import Concat
-    from tapeout.ir.discrete_var import DiscreteVar
     from tapeout.ir.einsum import Einsum
     from tapeout.ir.general_function import GeneralFunction
     from tapeout.ir.index import Index
     from tapeout.ir.iterative import IterativeMatcherIn
-    from tapeout.ir.module import Module
     from tapeout.ir.rearrange import Rearrange, RearrangeSpec
-    from tapeout.ir.scalar import Scalar
-    from tapeout.ir.scatter import Scatter
     from tapeout.ir.sizes import SizeIn
-    from tapeout.ir.symbol import Symbol
-    from tapeout.ir.tag import Tag
     from tapeout.ir.text import PrintOptions
 
 Evaluator = Callable[["Circuit", torch.dtype | str | None], torch.Tensor]
@@ -113,28 +105,32 @@ class CircuitMethods:
         args = ((node, axes), (Scalar(1.0 / count, (), label), ()))
         return Einsum(*args, out_axes=kept, name=_automatic() if name is None else name)
 
-    def max(self, axis: int | None = None, name: str | None = None) -> GeneralFunction:
-        """The maximum over one axis, or all."""
+    def max(self, axis: int | Sequence[int] | None = None, name: str | None = None) -> GeneralFunction:
+        """The maximum over some axes, or all."""
         return self._reduce("max", axis, name)
 
-    def min(self, axis: int | None = None, name: str | None = None) -> GeneralFunction:
-        """The minimum over one axis, or all."""
+    def min(self, axis: int | Sequence[int] | None = None, name: str | None = None) -> GeneralFunction:
+        """The minimum over some axes, or all."""
         return self._reduce("min", axis, name)
 
-    def _reduce(self, function: str, axis: int | None, name: str | None) -> GeneralFunction:
-        from tapeout.ir.functions import FUNCTIONS
+    def reduce(self, op_name: str, axis: int | Sequence[int] | None = None, name: str | None = None) -> Circuit:
+        """`sum`, `mean`, or the function of that name over some axes, or all: these become the last one.
+
+        Raises:
+            ParseError: if there is no such function.
+        """
+        if op_name in ("sum", "mean"):
+            return self.sum(axis, name) if op_name == "sum" else self.mean(axis, name)
+        return self._reduce(op_name, axis, name)
+
+    def _reduce(self, function: str, axis: int | Sequence[int] | None, name: str | None) -> GeneralFunction:
         from tapeout.ir.general_function import GeneralFunction
         from tapeout.ir.rearrange import Rearrange, RearrangeSpec
 
         node = self._self
-        if axis is None:
-            node = node.flatten()
-        else:
-            (at,) = _axes(axis, node.rank, node)
-            if at != node.rank - 1:
-                order = [i for i in range(node.rank) if i != at] + [at]
-                node = Rearrange(node, RearrangeSpec.permute(order))
-        return GeneralFunction(node, spec=FUNCTIONS[function], name=_automatic() if name is None else name)
+        reduced = _axes(axis, node.rank, node)
+        last = Rearrange(node, RearrangeSpec.combine_axes_at_end(node.rank, sorted(reduced)))
+        return GeneralFunction.new_by_name(last, spec_name=function, name=_automatic() if name is None else name)
 
     # -- indexing and reshaping
 
@@ -219,13 +215,21 @@ class CircuitMethods:
 
     # -- search and rewriting
 
-    def get(self, matcher: IterativeMatcherIn) -> set[Circuit]:
-        """The nodes that match."""
+    def get(self, matcher: IterativeMatcherIn, fancy_validate: bool = False) -> set[Circuit]:
+        """The nodes that match.
+
+        Args:
+            matcher: which nodes.
+            fancy_validate: raise if a name, kind or regex of the matcher finds nothing.
+
+        Raises:
+            MatchError: see `fancy_validate`.
+        """
         from tapeout.ir import search
 
-        return search.get(self._self, matcher)
+        return search.get(self._self, matcher, fancy_validate)
 
-    def get_unique(self, matcher: IterativeMatcherIn) -> Circuit:
+    def get_unique(self, matcher: IterativeMatcherIn, fancy_validate: bool = False) -> Circuit:
         """The one node that matches.
 
         Raises:
@@ -233,9 +237,9 @@ class CircuitMethods:
         """
         from tapeout.ir import search
 
-        return search.get_unique(self._self, matcher)
+        return search.get_unique(self._self, matcher, fancy_validate)
 
-    def get_unique_op(self, matcher: IterativeMatcherIn) -> Circuit | None:
+    def get_unique_op(self, matcher: IterativeMatcherIn, fancy_validate: bool = False) -> Circuit | None:
         """The one node that matches, None if none does.
 
         Raises:
@@ -243,7 +247,7 @@ class CircuitMethods:
         """
         from tapeout.ir import search
 
-        return search.get_unique_op(self._self, matcher)
+        return search.get_unique_op(self._self, matcher, fancy_validate)
 
     def get_paths(self, matcher: IterativeMatcherIn) -> dict[Circuit, list[Circuit]]:
         """For each node that matches, one path to it: the node first, this circuit last."""
@@ -252,12 +256,19 @@ class CircuitMethods:
         return search.get_paths(self._self, matcher)
 
     def get_all_paths(self, matcher: IterativeMatcherIn) -> dict[Circuit, list[list[Circuit]]]:
-        """For each node that matches, every path to it."""
+        """For each node that matches, every path to it; there can be exponentially many."""
         from tapeout.ir import search
 
         return search.get_all_paths(self._self, matcher)
 
+    def get_all_circuits_in_paths(self, matcher: IterativeMatcherIn) -> list[Circuit]:
+        """The nodes on any path to a node that matches, that one and this circuit included; children first."""
+        from tapeout.ir import search
+
+        return search.get_all_circuits_in_paths(self._self, matcher)
+
     def are_any_found(self, matcher: IterativeMatcherIn) -> bool:
+        """Whether a node at or below this one matches."""
         from tapeout.ir import search
 
         return search.are_any_found(self._self, matcher)
@@ -266,6 +277,7 @@ class CircuitMethods:
         self,
         matcher: IterativeMatcherIn,
         transform: Callable[[Circuit], Circuit],
+        fancy_validate: bool = False,
         assert_found: bool | int = False,
         assert_different: bool = False,
     ) -> Circuit:
@@ -277,20 +289,43 @@ class CircuitMethods:
         Args:
             matcher: which nodes.
             transform: from a node, its children already updated, to its replacement.
+            fancy_validate: raise if a name, kind or regex of the matcher finds nothing.
             assert_found: raise if no node (True) or not so many nodes (a number) match.
             assert_different: raise if nothing changes.
 
         Raises:
-            MatchError: see `assert_found`, `assert_different`.
+            MatchError: see `fancy_validate`, `assert_found`, `assert_different`.
             ShapeError: if a replacement does not fit where it is put.
         """
         from tapeout.ir import search
 
-        return search.update(self._self, matcher, transform, assert_found, assert_different)
+        return search.update(self._self, matcher, transform, fancy_validate, assert_found, assert_different)
 
     def map_children(self, fn: Callable[[Circuit], Circuit]) -> Circuit:
         """The same node over the images of its children."""
-        return self._self.with_children(tuple(fn(child) for child in self._self.children))
+        return self.map_children_enumerate(lambda _, child: fn(child))
+
+    def map_children_enumerate(self, fn: Callable[[int, Circuit], Circuit]) -> Circuit:
+        """The same node over the images of its children, of which `fn` is given the number too."""
+        return self._self.with_children(tuple(fn(i, child) for i, child in enumerate(self._self.children)))
+
+    def map_child(self, ix: int, x: Callable[[Circuit], Circuit]) -> Circuit:
+        """The same node with one child replaced by its image.
+
+        Raises:
+            MatchError: if there is no child of that number.
+        """
+        node = self._self
+        if not 0 <= ix < len(node.children):
+            raise MatchError(
+                f"{node!r} has no child {ix}", hint=f"it has {len(node.children)} children, numbered from 0"
+            )
+        return self.map_children_enumerate(lambda i, child: x(child) if i == ix else child)
+
+    def add_suffix(self, suffix: str) -> Circuit:
+        """The node renamed to `name_suffix`; one without a name stays so."""
+        node = self._self
+        return node if node.op_name is None else node.rename(f"{node.op_name}_{suffix}")
 
     def visit(self, f: Callable[[Circuit], None]) -> None:
         """Calls `f` for each node once, children first."""
@@ -349,126 +384,6 @@ class CircuitMethods:
         if not _evaluator:
             raise UnsupportedError("no evaluator is loaded", hint="import tapeout")
         return _evaluator[0](self._self, dtype)
-
-    # -- kinds
-
-    def _cast(self, kind: str) -> Any:
-        if self._self.kind != kind:
-            raise TypeMismatchError(
-                f"{self._self!r} is no {kind}",
-                hint=f"it is a {self._self.kind}; look with circuit.print() at what you have",
-            )
-        return self
-
-    def _maybe(self, kind: str) -> Any:
-        return self if self._self.kind == kind else None
-
-    def cast_array(self) -> Array:
-        return cast("Array", self._cast("Array"))
-
-    def cast_scalar(self) -> Scalar:
-        return cast("Scalar", self._cast("Scalar"))
-
-    def cast_symbol(self) -> Symbol:
-        return cast("Symbol", self._cast("Symbol"))
-
-    def cast_einsum(self) -> Einsum:
-        return cast("Einsum", self._cast("Einsum"))
-
-    def cast_add(self) -> Add:
-        return cast("Add", self._cast("Add"))
-
-    def cast_rearrange(self) -> Rearrange:
-        return cast("Rearrange", self._cast("Rearrange"))
-
-    def cast_index(self) -> Index:
-        return cast("Index", self._cast("Index"))
-
-    def cast_concat(self) -> Concat:
-        return cast("Concat", self._cast("Concat"))
-
-    def cast_scatter(self) -> Scatter:
-        return cast("Scatter", self._cast("Scatter"))
-
-    def cast_general_function(self) -> GeneralFunction:
-        return cast("GeneralFunction", self._cast("GeneralFunction"))
-
-    def cast_module(self) -> Module:
-        return cast("Module", self._cast("Module"))
-
-    def cast_tag(self) -> Tag:
-        return cast("Tag", self._cast("Tag"))
-
-    def cast_discrete_var(self) -> DiscreteVar:
-        return cast("DiscreteVar", self._cast("DiscreteVar"))
-
-    def maybe_array(self) -> Array | None:
-        return cast("Array | None", self._maybe("Array"))
-
-    def maybe_scalar(self) -> Scalar | None:
-        return cast("Scalar | None", self._maybe("Scalar"))
-
-    def maybe_symbol(self) -> Symbol | None:
-        return cast("Symbol | None", self._maybe("Symbol"))
-
-    def maybe_einsum(self) -> Einsum | None:
-        return cast("Einsum | None", self._maybe("Einsum"))
-
-    def maybe_add(self) -> Add | None:
-        return cast("Add | None", self._maybe("Add"))
-
-    def maybe_rearrange(self) -> Rearrange | None:
-        return cast("Rearrange | None", self._maybe("Rearrange"))
-
-    def maybe_index(self) -> Index | None:
-        return cast("Index | None", self._maybe("Index"))
-
-    def maybe_concat(self) -> Concat | None:
-        return cast("Concat | None", self._maybe("Concat"))
-
-    def maybe_general_function(self) -> GeneralFunction | None:
-        return cast("GeneralFunction | None", self._maybe("GeneralFunction"))
-
-    def maybe_module(self) -> Module | None:
-        return cast("Module | None", self._maybe("Module"))
-
-    def is_array(self) -> bool:
-        return self._self.kind == "Array"
-
-    def is_scalar(self) -> bool:
-        return self._self.kind == "Scalar"
-
-    def is_symbol(self) -> bool:
-        return self._self.kind == "Symbol"
-
-    def is_einsum(self) -> bool:
-        return self._self.kind == "Einsum"
-
-    def is_add(self) -> bool:
-        return self._self.kind == "Add"
-
-    def is_rearrange(self) -> bool:
-        return self._self.kind == "Rearrange"
-
-    def is_index(self) -> bool:
-        return self._self.kind == "Index"
-
-    def is_concat(self) -> bool:
-        return self._self.kind == "Concat"
-
-    def is_general_function(self) -> bool:
-        return self._self.kind == "GeneralFunction"
-
-    def is_module(self) -> bool:
-        return self._self.kind == "Module"
-
-    def is_leaf(self) -> bool:
-        """Whether it is an Array, a Symbol or a Scalar."""
-        return self._self.kind in ("Array", "Symbol", "Scalar")
-
-    def is_irreducible_node(self) -> bool:
-        """Whether it is an Array or a Symbol; rewrites never rename these."""
-        return self._self.kind in ("Array", "Symbol")
 
 
 def _axes(axis: int | Sequence[int] | None, rank: int, node: Circuit) -> set[int]:

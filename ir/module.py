@@ -2,130 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
 from tapeout.ir.batching import align_batch
 from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.errors import ModuleBindingError, TypeMismatchError
-from tapeout.ir.sizes import Shape, Size, SizeIn, SizeMismatch, Unifier, as_shape, format_shape
+from tapeout.ir.module_spec import ModuleArgSpec as ModuleArgSpec
+from tapeout.ir.module_spec import ModuleSpec as ModuleSpec
+from tapeout.ir.module_spec import conformed
+from tapeout.ir.sizes import Shape, Size, SizeMismatch, Unifier, format_shape
 from tapeout.ir.symbol import Symbol
-from tapeout.ir.trampoline import memoised
-
-if TYPE_CHECKING:
-    from tapeout.ir.matcher import MatcherIn
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleArgSpec:
-    """A symbol that a module binds, and what an argument for it may look like.
-
-    Attributes:
-        symbol: the symbol.
-        batchable: whether the argument may have more leading axes.
-        expandable: whether the argument's sizes may differ from the symbol's where these are symbolic.
-        ban_non_symbolic_size_expand: whether concrete sizes of the symbol must be the argument's.
-    """
-
-    symbol: Symbol
-    batchable: bool = True
-    expandable: bool = True
-    ban_non_symbolic_size_expand: bool = True
-
-    def with_symbol(self, symbol: Symbol) -> ModuleArgSpec:
-        return self if symbol is self.symbol else replace(self, symbol=symbol)
-
-
-class ModuleSpec:
-    """A circuit and the symbols in it that arguments are bound to, in order.
-
-    Raises:
-        ModuleBindingError: if a symbol does not occur in the circuit, or two have the same name
-            (each check can be turned off).
-    """
-
-    __slots__ = ("arg_specs", "circuit")
-
-    circuit: Circuit
-    arg_specs: tuple[ModuleArgSpec, ...]
-
-    def __init__(
-        self,
-        circuit: Circuit,
-        arg_specs: Sequence[ModuleArgSpec],
-        check_all_inputs_used: bool = True,
-        check_unique_arg_names: bool = True,
-    ) -> None:
-        self.circuit = circuit
-        self.arg_specs = tuple(arg_specs)
-        if check_all_inputs_used:
-            self.check_all_inputs_used()
-        if check_unique_arg_names:
-            self.check_unique_arg_names()
-
-    def check_all_inputs_used(self) -> None:
-        unused = [spec.symbol for spec in self.arg_specs if spec.symbol not in self.circuit.free_symbols]
-        if unused:
-            raise ModuleBindingError(
-                f"the spec of {self.circuit!r} binds symbols that do not occur in it: {', '.join(map(repr, unused))}",
-                hint="leave them out, or pass check_all_inputs_used=False",
-            )
-
-    def check_unique_arg_names(self) -> None:
-        names = [spec.symbol.op_name for spec in self.arg_specs]
-        twice = sorted({str(name) for name in names if name is None or names.count(name) > 1})
-        if twice:
-            raise ModuleBindingError(
-                f"the spec of {self.circuit!r} has several arguments of one name: {', '.join(twice)}",
-                hint="rename the symbols, or pass check_unique_arg_names=False and use Module.new_flat",
-            )
-
-    @staticmethod
-    def new_free_symbols(circuit: Circuit, check_unique_arg_names: bool = True) -> ModuleSpec:
-        """The spec that binds every free symbol of the circuit, in the order in which they occur."""
-        return ModuleSpec(circuit, [ModuleArgSpec(s) for s in get_free_symbols(circuit)], True, check_unique_arg_names)
-
-    @staticmethod
-    def new_extract(
-        circuit: Circuit,
-        arg_specs: Sequence[tuple[Circuit, ModuleArgSpec]],
-        check_all_inputs_used: bool = True,
-        check_unique_arg_names: bool = True,
-    ) -> ModuleSpec:
-        """The spec in which the given nodes of the circuit are replaced by the symbols beside them."""
-        from tapeout.ir.expand import replace_nodes
-
-        table = {node: spec.symbol for node, spec in arg_specs}
-        return ModuleSpec(
-            replace_nodes(circuit, table.get),
-            [spec for _, spec in arg_specs],
-            check_all_inputs_used,
-            check_unique_arg_names,
-        )
-
-    def map_circuit(self, f: Callable[[Circuit], Circuit]) -> ModuleSpec:
-        return ModuleSpec(f(self.circuit), self.arg_specs, False, False)
-
-    def are_args_used(self) -> list[bool]:
-        return [spec.symbol in self.circuit.free_symbols for spec in self.arg_specs]
-
-    def resize(self, shapes: Sequence[Iterable[SizeIn]]) -> ModuleSpec:
-        """The spec for arguments of exactly these shapes: symbols conformed, the body expanded over batch axes."""
-        symbols = [spec.symbol.conform(as_shape(shape)) for spec, shape in zip(self.arg_specs, shapes, strict=True)]
-        return self.with_symbols(symbols)
-
-    def with_symbols(self, symbols: Sequence[Symbol]) -> ModuleSpec:
-        specs = [spec.with_symbol(symbol) for spec, symbol in zip(self.arg_specs, symbols, strict=True)]
-        return ModuleSpec(_conformed(self.circuit, self.arg_specs, tuple(symbols)), specs, False, False)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ModuleSpec) and self.circuit is other.circuit and self.arg_specs == other.arg_specs
-
-    def __hash__(self) -> int:
-        return hash((self.circuit, self.arg_specs))
 
 
 class Module(Circuit):
@@ -195,6 +84,10 @@ class Module(Circuit):
         """The arguments."""
         return self.children[1:]
 
+    def arg_items(self) -> list[tuple[Circuit, ModuleArgSpec]]:
+        """Each argument with the spec that it is bound by."""
+        return list(zip(self.nodes, self.arg_specs, strict=True))
+
     def with_nodes(self, nodes: tuple[Circuit, ...]) -> Module:
         """The same call with other arguments."""
         return self._intern(self._variety, (self.children[0], *nodes), self.op_name, self)
@@ -227,20 +120,47 @@ class Module(Circuit):
         change get the prefix and suffix, if any.
 
         Raises:
-            ModuleBindingError: if a free symbol of an argument would be captured.
+            ModuleBindingError: if a free symbol of an argument would be captured, or there are two prefixes.
         """
+        from tapeout.ir.binding import map_above, renaming
         from tapeout.ir.expand import substitute_symbols
 
         body = self.children[0]
         bindings = {spec.symbol: node for spec, node in zip(self.arg_specs, self.nodes, strict=True)}
-        if use_self_name_as_prefix:
-            name_prefix = f"{self.name}."
-        if name_prefix or name_suffix:
-            body = _rename_on_path(body, bindings, name_prefix or "", name_suffix or "")
+        prefix = self._prefix(name_prefix, use_self_name_as_prefix)
+        if prefix or name_suffix:
+            body = map_above(body, bindings, renaming(prefix, name_suffix or ""))
         result = self._with_unused_batch(substitute_symbols(body, bindings))
         if result is self.children[0] or not body.children:
             return result
         return result.rename(self.op_name)
+
+    def _prefix(self, name_prefix: str | None, use_self_name_as_prefix: bool) -> str:
+        if not use_self_name_as_prefix:
+            return name_prefix or ""
+        if name_prefix is not None:
+            raise ModuleBindingError(
+                f"two prefixes for the nodes of module {self.name!r}: {name_prefix!r} and its own name",
+                hint="give name_prefix or use_self_name_as_prefix, not both",
+            )
+        return f"{self.name}."
+
+    def map_on_replaced_path(self, f: Callable[[Circuit], Circuit]) -> Module:
+        """The same call with `f` applied to every node of the body above a bound symbol."""
+        return self._with_spec(self.spec.map_on_replaced_path(f))
+
+    def rename_on_replaced_path(
+        self, prefix: str | None = None, suffix: str | None = None, use_self_name_as_prefix: bool = False
+    ) -> Module:
+        """The same call with a prefix and a suffix to the name of every node of the body above a bound symbol.
+
+        Raises:
+            ModuleBindingError: if there are two prefixes.
+        """
+        return self._with_spec(self.spec.rename_on_replaced_path(self._prefix(prefix, use_self_name_as_prefix), suffix))
+
+    def _with_spec(self, spec: ModuleSpec) -> Module:
+        return Module.build(spec.circuit, spec.arg_specs, self.nodes, self.op_name)
 
     def _with_unused_batch(self, body: Circuit) -> Circuit:
         """The body, bound, with the batch axes of arguments that it does not use."""
@@ -274,12 +194,12 @@ class Module(Circuit):
             symbols.append(symbol)
             if symbol.rank > spec.symbol.rank:
                 batches.append(symbol.shape[: symbol.rank - spec.symbol.rank])
-        conformed = _conformed(body, self.arg_specs, tuple(symbols))
+        sized = conformed(body, self.arg_specs, tuple(symbols))
         if not batches:
-            return conformed.shape, conformed.torch_dtype
+            return sized.shape, sized.torch_dtype
         batch = align_batch(f"module {self.name!r}", batches)
-        gained = conformed.rank - body.rank
-        return batch[: len(batch) - gained] + conformed.shape, conformed.torch_dtype
+        gained = sized.rank - body.rank
+        return batch[: len(batch) - gained] + sized.shape, sized.torch_dtype
 
     def _own_free_symbols(self) -> frozenset[Symbol]:
         body = self.children[0].free_symbols
@@ -341,78 +261,3 @@ def _misfit(module: Module, spec: ModuleArgSpec, node: Circuit, why: str) -> Mod
         hint="an argument has the symbol's axes last, more leading (batch) axes at will, and sizes equal "
         "where the symbol's are numbers",
     )
-
-
-def _conformed(body: Circuit, arg_specs: tuple[ModuleArgSpec, ...], symbols: tuple[Symbol, ...]) -> Circuit:
-    """The body with the symbols conformed; remembered on the body, because every layer asks the same."""
-    from tapeout.ir.expand import substitute_symbols
-
-    changed = tuple((spec.symbol, new) for spec, new in zip(arg_specs, symbols, strict=True) if spec.symbol is not new)
-    if not changed:
-        return body
-    if body._memo is None:
-        body._memo = {}
-    found = body._memo.get(changed)
-    if found is None:
-        found = substitute_symbols(body, dict(changed))
-        if found is not body:  # a node that remembers itself would never be freed
-            body._memo[changed] = found
-    return found
-
-
-def _rename_on_path(body: Circuit, bindings: Collection[Symbol], prefix: str, suffix: str) -> Circuit:
-    """The body with the nodes above the free symbols `bindings` renamed."""
-
-    def step(key: tuple[Circuit, frozenset[Symbol]]) -> Generator[Any, Circuit, Circuit]:
-        node, symbols = key
-        if not node.children or node.free_symbols.isdisjoint(symbols):
-            return node
-        bound = {spec.symbol for spec in node.arg_specs} if isinstance(node, Module) else set[Symbol]()
-        children = []
-        for i, child in enumerate(node.children):
-            children.append((yield child, symbols - bound if i == 0 else symbols))
-        changed = node.with_children(tuple(children))
-        return changed if node.op_name is None else changed.rename(f"{prefix}{node.op_name}{suffix}")
-
-    return memoised(step)((body, frozenset(bindings)))
-
-
-def get_free_symbols(circuit: Circuit) -> list[Symbol]:
-    """The free symbols below, in the order in which a depth-first walk meets them."""
-    found: dict[Symbol, None] = {}
-    seen = set[tuple[Circuit, frozenset[Symbol]]]()
-    stack: list[tuple[Circuit, frozenset[Symbol]]] = [(circuit, frozenset())]
-    while stack:
-        node, bound = stack.pop()
-        bound &= node.free_symbols
-        if (node, bound) in seen or len(bound) == len(node.free_symbols):
-            continue
-        seen.add((node, bound))
-        if isinstance(node, Symbol):
-            found[node] = None
-        below = [(child, bound) for child in node.children]
-        if isinstance(node, Module):
-            below[0] = (node.children[0], bound.union(spec.symbol for spec in node.arg_specs))
-        stack.extend(reversed(below))
-    return list(found)
-
-
-def module_new_bind(circuit: Circuit, *bindings: tuple[MatcherIn, Circuit], name: str | None = _AUTONAME) -> Module:
-    """A module that binds symbols of the circuit, found by matchers (names, or they themselves), to arguments.
-
-    Raises:
-        ModuleBindingError: if a matcher matches no free symbol, or several.
-    """
-    from tapeout.ir.matcher import Matcher
-
-    free = get_free_symbols(circuit)
-    specs = []
-    for which, _ in bindings:
-        found = list(filter(Matcher(which), free))
-        if len(found) != 1:
-            raise ModuleBindingError(
-                f"{len(found)} free symbols of {circuit!r} match {which!r}",
-                hint=f"free are {', '.join(symbol.name for symbol in free) or 'none'}",
-            )
-        specs.append(ModuleArgSpec(found[0]))
-    return Module.new_flat(ModuleSpec(circuit, specs), *(node for _, node in bindings), name=name)

@@ -13,7 +13,7 @@ from tapeout.ir.axis_index import AxisIndex, Picks, Span, axis_index
 from tapeout.ir.einsum import Axes
 from tapeout.ir.errors import ParseError
 from tapeout.ir.quote import QUOTED, unquote
-from tapeout.ir.rearrange import RearrangeSpec
+from tapeout.ir.rearrange_spec import RearrangeSpec
 from tapeout.ir.sizes import UNKNOWN, Shape, Size, SymbolicSize, format_shape
 
 Tensors = Mapping[str, torch.Tensor]

@@ -11,6 +11,7 @@ from tapeout.ir.axis_index import FULL, AxisIndex, axis_indices, format_index, i
 from tapeout.ir.batching import gained
 from tapeout.ir.circuit import _AUTONAME, OPERATORS, Circuit, auto_name
 from tapeout.ir.errors import ShapeError
+from tapeout.ir.index import as_torch
 from tapeout.ir.index_rules import AxisIndices, Pushed, canonical, without_integers
 from tapeout.ir.sizes import Shape, SizeIn, SizeMismatch, Unifier, as_shape, format_shape, is_concrete
 
@@ -44,6 +45,17 @@ class Scatter(Circuit):
     @property
     def axis_indices(self) -> tuple[AxisIndex, ...]:
         return self.attributes[0]  # type: ignore[no-any-return]
+
+    @property
+    def idx(self) -> list[int | slice | torch.Tensor]:
+        """The indices as integers, slices and tensors."""
+        return as_torch(self.axis_indices)
+
+    def is_identity(self) -> bool:
+        """Whether the node fills the result."""
+        return self.shape == self.node.shape and all(
+            entry == FULL for entry in canonical(self.axis_indices, self.shape)
+        )
 
     def with_sizes(self, learnt: Unifier) -> Circuit:
         index, shape = self.attributes

@@ -1,14 +1,15 @@
-"""Finding nodes, and replacing them: `get`, `get_unique`, paths, `update`, and the objects that remember."""
+"""Finding nodes, and replacing them: `get`, `get_unique`, paths, `update`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from tapeout.ir.circuit import Circuit
-from tapeout.ir.errors import MatchError
+from tapeout.ir.errors import MatchError, TypeMismatchError
 from tapeout.ir.gc_pause import without_gc
-from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn, Possible, State
+from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn
 from tapeout.ir.labels import labels, names_in
+from tapeout.ir.match_states import Possible, State
 from tapeout.ir.matcher import Matcher
 from tapeout.ir.module import Module
 from tapeout.ir.symbol import Symbol
@@ -74,28 +75,49 @@ def _visit_plain(root: Circuit, matcher: Matcher) -> Iterator[Circuit]:
                 stack.append(child)
 
 
-def _matches(circuit: Circuit, matcher: IterativeMatcherIn) -> Iterator[Circuit]:
+def matches(circuit: Circuit, matcher: IterativeMatcherIn) -> Iterator[Circuit]:
+    """The nodes that match, one after another; with a matcher that looks at paths some perhaps more than once."""
     iterative = IterativeMatcher(matcher)
     plain = iterative.plain
     return _visit(circuit, iterative) if plain is None else _visit_plain(circuit, plain)
 
 
-def get(circuit: Circuit, matcher: IterativeMatcherIn) -> set[Circuit]:
-    """The nodes that match."""
-    return set(_matches(circuit, matcher))
+def get(circuit: Circuit, matcher: IterativeMatcherIn, fancy_validate: bool = False) -> set[Circuit]:
+    """The nodes that match; with `fancy_validate` every part of the matcher must find something."""
+    found = set(matches(circuit, matcher))
+    if fancy_validate:
+        validate_matched(matcher, found)
+    return found
+
+
+def validate_matched(matcher: IterativeMatcherIn, matched: Set[Circuit]) -> None:
+    """Checks that each name, kind, regex and predicate of the matcher is satisfied by one of these nodes.
+
+    Raises:
+        MatchError: if not.
+    """
+    atoms = IterativeMatcher(matcher).state.atoms()
+    missing = [text for text, satisfied in atoms if not any(map(satisfied, matched))]
+    if missing:
+        raise MatchError(
+            f"nothing was found for {', '.join(missing[:_SHOWN])}"
+            + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""),
+            facts=[f"{len(matched)} nodes match {matcher!r}"],
+            hint="every name, kind and regex of a validated matcher must find a node: mend or leave out these",
+        )
 
 
 def are_any_found(circuit: Circuit, matcher: IterativeMatcherIn) -> bool:
-    return next(_matches(circuit, matcher), None) is not None
+    return next(matches(circuit, matcher), None) is not None
 
 
-def get_unique_op(circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit | None:
+def get_unique_op(circuit: Circuit, matcher: IterativeMatcherIn, fancy_validate: bool = False) -> Circuit | None:
     """The one node that matches, or None.
 
     Raises:
         MatchError: if several match.
     """
-    found = get(circuit, matcher)
+    found = get(circuit, matcher, fancy_validate)
     if len(found) > 1:
         names = sorted(map(repr, found))
         more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
@@ -107,13 +129,13 @@ def get_unique_op(circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit | No
     return next(iter(found), None)
 
 
-def get_unique(circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit:
+def get_unique(circuit: Circuit, matcher: IterativeMatcherIn, fancy_validate: bool = False) -> Circuit:
     """The one node that matches.
 
     Raises:
         MatchError: if none or several match.
     """
-    found = get_unique_op(circuit, matcher)
+    found = get_unique_op(circuit, matcher, fancy_validate)
     if found is None:
         raise MatchError(
             f"no node matches {matcher!r} below {circuit!r}",
@@ -187,6 +209,36 @@ def get_all_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit
     return out
 
 
+def get_all_circuits_in_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> list[Circuit]:
+    """The nodes on any path from the circuit to a node that matches, children before parents."""
+    prune = _Prune(circuit)
+    start = (circuit, IterativeMatcher(matcher).state)
+    leads: dict[tuple[Circuit, State], bool] = {}
+    out: dict[Circuit, None] = {}
+    stack = [start]
+    while stack:
+        item = stack[-1]
+        node, state = item
+        if item in leads:
+            stack.pop()
+            continue
+        if not state.possible(prune.at(node)):
+            leads[item] = False
+            continue
+        found, following = state.step(node)
+        states = following if isinstance(following, tuple) else (following,) * len(node.children)
+        below = [(child, state) for child, state in zip(node.children, states, strict=True) if state is not None]
+        pending = [pair for pair in below if pair not in leads]
+        if pending:
+            stack.extend(reversed(pending))
+            continue
+        stack.pop()
+        leads[item] = found or any(leads[pair] for pair in below)
+        if leads[item]:
+            out[node] = None
+    return list(out)
+
+
 # -- update
 
 
@@ -194,11 +246,14 @@ def update(
     circuit: Circuit,
     matcher: IterativeMatcherIn,
     transform: Transform,
+    fancy_validate: bool = False,
     assert_found: bool | int = False,
     assert_different: bool = False,
 ) -> Circuit:
     """Replaces matching nodes by their transforms, from the leaves up. See `Circuit.update`."""
     iterative = IterativeMatcher(matcher)
+    if fancy_validate:
+        iterative.validate(circuit)
     if assert_found is not False:
         _check_found(circuit, iterative, matcher, assert_found)
     plain = iterative.plain
@@ -256,11 +311,20 @@ def _update_plain(root: Circuit, matcher: Matcher, transform: Transform) -> Circ
                     new = _rebuild(node, children, memo)
                     labels(new)
         if accepts(node):
-            old, new = new, transform(new)
+            old, new = new, _transformed(transform, new)
             labels(new)
             same_types = same_types and new.shape == old.shape and new.torch_dtype is old.torch_dtype
         memo[node] = new
     return memo[root]
+
+
+def _transformed(transform: Transform, node: Circuit) -> Circuit:
+    new = transform(node)
+    if not isinstance(new, Circuit):
+        raise TypeMismatchError(
+            f"the update of {node!r} gives {new!r}, which is no circuit", hint="a transform returns a circuit"
+        )
+    return new
 
 
 def _rebuild(node: Circuit, children: tuple[Circuit, ...], memo: dict[Circuit, Circuit]) -> Circuit:
@@ -303,7 +367,7 @@ def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Trans
         new = node if children == node.children else _rebuild(node, children, _bound_images(node, children[0], images))
         if found:
             if new not in transformed:
-                transformed[new] = transform(new)
+                transformed[new] = _transformed(transform, new)
             new = transformed[new]
             if isinstance(node, Symbol):
                 images.setdefault(node, set()).add(new)
@@ -320,70 +384,3 @@ def _bound_images(node: Circuit, body: Circuit, images: dict[Circuit, set[Circui
             if found and spec.symbol in node.children[0].free_symbols and spec.symbol not in body.free_symbols:
                 out[spec.symbol] = next((image for image in found if image in body.free_symbols), min(found, key=id))
     return out
-
-
-# -- objects that remember
-
-
-class Getter:
-    """`get` and its relatives as an object. Interning makes a cache of its own unnecessary."""
-
-    def get(self, circuit: Circuit, matcher: IterativeMatcherIn) -> set[Circuit]:
-        return get(circuit, matcher)
-
-    __call__ = get
-
-    def get_unique(self, circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit:
-        return get_unique(circuit, matcher)
-
-    def get_unique_op(self, circuit: Circuit, matcher: IterativeMatcherIn) -> Circuit | None:
-        return get_unique_op(circuit, matcher)
-
-    def get_paths(self, circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[Circuit]]:
-        return get_paths(circuit, matcher)
-
-    def get_all_paths(self, circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, list[list[Circuit]]]:
-        return get_all_paths(circuit, matcher)
-
-    def bind(self, matcher: IterativeMatcherIn) -> Callable[[Circuit], set[Circuit]]:
-        return lambda circuit: get(circuit, matcher)
-
-
-class Updater:
-    """`update` with a fixed transform, applied once to each distinct node over all calls."""
-
-    def __init__(
-        self,
-        transform: Transform,
-        default_assert_found: bool | int = False,
-        default_assert_different: bool = False,
-    ) -> None:
-        self._results: dict[Circuit, Circuit] = {}
-        self._transform = transform
-        self._assert_found = default_assert_found
-        self._assert_different = default_assert_different
-
-    def transform(self, circuit: Circuit) -> Circuit:
-        if circuit not in self._results:
-            self._results[circuit] = self._transform(circuit)
-        return self._results[circuit]
-
-    def update(
-        self,
-        circuit: Circuit,
-        matcher: IterativeMatcherIn,
-        assert_found: bool | int | None = None,
-        assert_different: bool | None = None,
-    ) -> Circuit:
-        return update(
-            circuit,
-            matcher,
-            self.transform,
-            self._assert_found if assert_found is None else assert_found,
-            self._assert_different if assert_different is None else assert_different,
-        )
-
-    __call__ = update
-
-    def bind(self, matcher: IterativeMatcherIn) -> Callable[[Circuit], Circuit]:
-        return lambda circuit: self.update(circuit, matcher)

@@ -18,7 +18,7 @@ from tapeout.ir import Add, Array, Circuit, GeneralFunction, Index, Rearrange, R
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.functions import Elementwise, GenIndex
 from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
-from tapeout.ir.rearrange import Groups
+from tapeout.ir.rearrange_spec import Groups
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
 
