@@ -287,8 +287,9 @@ def read_axes(word: str) -> Axes:
 
 def write_einsum(in_axes: tuple[Axes, ...], out_axes: Axes) -> str:
     """The einsum with a letter an axis: `"qd,cd->qc"`."""
-    return ",".join(map(_write_axes, in_axes)) + "->" + _write_axes(out_axes)
+    return ",".join(map(write_axes, in_axes)) + "->" + write_axes(out_axes)
 
 
-def _write_axes(axes: Axes) -> str:
+def write_axes(axes: Axes) -> str:
+    """The letters of the axes."""
     return "".join(map(axis_letter, axes))

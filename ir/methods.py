@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from tapeout.ir.circuit import Circuit
     from tapeout.ir.einsum import Einsum
     from tapeout.ir.general_function import GeneralFunction
+    from tapeout.ir.html import PrintHtmlOptions
     from tapeout.ir.index import Index
     from tapeout.ir.iterative import IterativeMatcherIn
+    from tapeout.ir.print_options import PrintOptions
     from tapeout.ir.rearrange import Rearrange, RearrangeSpec
     from tapeout.ir.sizes import SizeIn
-    from tapeout.ir.text import PrintOptions
 
 Evaluator = Callable[["Circuit", torch.dtype | str | None], torch.Tensor]
 _evaluator: list[Evaluator] = []
@@ -342,9 +343,21 @@ class CircuitMethods:
 
         return circuit_text(self._self, options=options)
 
-    def print(self, options: PrintOptions | None = None) -> None:
+    def print(self, options: PrintOptions | PrintHtmlOptions | None = None) -> None:
         """Prints the circuit, a line a node."""
-        print(self.repr(options))
+        from tapeout.ir.print_options import PrintOptions
+
+        (PrintOptions() if options is None else options).print(self._self)
+
+    def print_html(self, options: PrintHtmlOptions | None = None) -> None:
+        """Shows the circuit in the cell of a notebook, as a tree that folds.
+
+        Raises:
+            UnsupportedError: if this is no notebook.
+        """
+        from tapeout.ir.html import PrintHtmlOptions
+
+        (PrintHtmlOptions() if options is None else options).print(self._self)
 
     def save(self, path: str | Path) -> None:
         """Writes the circuit to a folder: its text, its tensors, and a manifest with their hashes.

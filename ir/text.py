@@ -9,12 +9,18 @@ another `!`. Deeper than 40 levels the indentation stops growing and `~depth` st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import count
 
+from tapeout.ir.axis_index import Picks
 from tapeout.ir.circuit import Circuit, postorder
-from tapeout.ir.iterative import IterativeMatcher, Next, State, new_traversal
+from tapeout.ir.einsum import Einsum, write_axes
+from tapeout.ir.index import Index
+from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn, new_traversal
+from tapeout.ir.match_states import State
 from tapeout.ir.module import Module, ModuleArgSpec
+from tapeout.ir.print_options import PrintOptions, colored
 from tapeout.ir.quote import quote
 from tapeout.ir.sizes import format_shape
 from tapeout.ir.symbol import Symbol
@@ -23,32 +29,23 @@ DEEPEST_INDENT = 40
 CUT_OFF = " ..."
 """Ends the line of a node whose children are not printed."""
 
-_FEW = 4
-"""How many readers an excerpt shows; of what is below three times as many lines."""
-
 ARG_FLAGS = tuple(field.name for field in fields(ModuleArgSpec) if field.type == "bool")
 """What an argument spec says beside its symbol, each usually true."""
 
+_FEW = 4
+"""How many readers an excerpt shows; of what is below three times as many lines."""
 
-@dataclass(frozen=True, slots=True)
-class PrintOptions:
-    """What is printed of a circuit.
-
-    Attributes:
-        traversal: where printing goes on below a node (`new_traversal(end_depth=3)`); None for everywhere.
-        bijection: quote names, print a hash for each array: what can be read back.
-        commenters: functions whose text for a node is put behind it.
-    """
-
-    traversal: IterativeMatcher | None = None
-    bijection: bool = True
-    commenters: tuple[Callable[[Circuit], str], ...] = ()
+_SHAPE_NEEDED = frozenset(("Array", "Scalar", "Symbol", "Index", "Scatter", "SetSymbolicShape"))
+_FLIPPED = str.maketrans("└", "┌")
 
 
 def circuit_text(*circuits: Circuit, options: PrintOptions | None = None) -> str:
     """The circuits as text."""
     printer = _Printer(options or PrintOptions(), circuits)
-    return "\n".join(printer.lines(circuits))
+    lines = list(printer.lines(circuits))
+    if printer.options.leaves_on_top:
+        lines = [line.translate(_FLIPPED) for line in reversed(lines)]
+    return "\n".join(lines)
 
 
 def excerpt(node: Circuit, roots: Sequence[Circuit]) -> list[str]:
@@ -66,59 +63,113 @@ def note_around(error: BaseException, node: Circuit, roots: Sequence[Circuit]) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where a node is to be printed.
 
     Attributes:
-        binds: for an argument of a module, what it is bound to.
+        node: the node.
+        depth: how far below its root.
+        parent, number: of which node it is which child; (None, 0) for a root.
+        stem: what leads to it: of its ancestors, and its own part.
+        again: whether its children have been printed already, under an earlier place.
+        cut_off: whether it has children and they are not printed, because the traversal ends.
         state: of the traversal; None for the end of a path, or if there is no traversal.
     """
 
     node: Circuit
     depth: int
-    binds: ModuleArgSpec | None
+    parent: Circuit | None
+    number: int
+    stem: tuple[str, str]
     state: State | None
+    again: bool = False
+    cut_off: bool = False
+
+    @property
+    def binds(self) -> ModuleArgSpec | None:
+        """For an argument of a module, what it is bound to."""
+        return self.parent.arg_specs[self.number - 1] if isinstance(self.parent, Module) and self.number else None
+
+    @property
+    def role(self) -> str:
+        """What the node is to its parent, where this is not clear from the order."""
+        if isinstance(self.parent, Einsum):
+            return write_axes(self.parent.in_axes[self.number])
+        names = {"Module": ("Spec",), "DiscreteVar": ("Values", "Probs and Group")}
+        roles = names.get(self.parent.kind, ()) if self.parent is not None else ()
+        return roles[self.number] if self.number < len(roles) else ""
+
+
+def places(roots: tuple[Circuit, ...], traversal: IterativeMatcherIn = None) -> Iterator[Place]:
+    """A place for each line: every node below the roots under each of its parents, its children under the first."""
+    start = None if traversal is None else IterativeMatcher(traversal).state
+    opened: set[Circuit] = set()
+    stack = [Place(root, 0, None, 0, ("", ""), start) for root in reversed(roots)]
+    while stack:
+        place = stack.pop()
+        node, again = place.node, place.node in opened
+        following = None if place.state is None or again else place.state.step(node)[1]
+        goes_on = bool(node.children) and not again and (start is None or following is not None)
+        cut_off = bool(node.children) and not again and not goes_on
+        yield Place(node, place.depth, place.parent, place.number, place.stem, place.state, again, cut_off)
+        if not goes_on:
+            continue
+        opened.add(node)
+        above, own = place.stem
+        if place.parent is not None and place.depth <= DEEPEST_INDENT:
+            above += "│ " if own.startswith("├") else "  "
+        for i in reversed(range(len(node.children))):
+            state = following[i] if isinstance(following, tuple) else following
+            own = "└‣" if i == len(node.children) - 1 else "├‣"
+            stack.append(Place(node.children[i], place.depth + 1, node, i, (above, own), state))
 
 
 class _Printer:
     def __init__(self, options: PrintOptions, roots: tuple[Circuit, ...]) -> None:
         self.options = options
-        self.numbers = _numbers(roots)
+        self.numbers = _numbers(roots, options.force_use_serial_numbers)
         self.printed: set[Circuit] = set()
 
     def lines(self, roots: tuple[Circuit, ...]) -> Iterator[str]:
-        start = None if self.options.traversal is None else self.options.traversal.state
-        opened: set[Circuit] = set()
-        stack = [_Place(root, 0, None, start) for root in reversed(roots)]
-        while stack:
-            place = stack.pop()
-            node, again = place.node, place.node in opened
-            following = None if place.state is None or again else place.state.step(node)[1]
-            goes_on = bool(node.children) and not again and (start is None or following is not None)
-            cut_off = bool(node.children) and not again and not goes_on
-            yield self._line(place, cut_off)
-            if goes_on:
-                opened.add(node)
-                stack.extend(_places_below(place, following))
+        return map(self._line, places(roots, self.options.traversal))
 
-    def _line(self, place: _Place, cut_off: bool) -> str:
-        first = place.node not in self.printed
-        self.printed.add(place.node)
-        text = self._definition(place.node) if first else self._label(place.node)
+    def _line(self, place: Place) -> str:
+        options, node = self.options, place.node
+        first = node not in self.printed
+        self.printed.add(node)
+        text = self.definition(node) if first else self._label(node)
+        if options.colorer is not None:
+            text = colored(text, options.colorer(node))
         if place.binds is not None:
             text += self._binding(place.binds)
-        if cut_off:
+        if place.cut_off:
             text += CUT_OFF
-        if first and (comments := [c for comment in self.options.commenters if (c := comment(place.node))]):
-            text += "  # " + "; ".join(comments)
-        if place.depth > DEEPEST_INDENT:
-            return f"{'  ' * DEEPEST_INDENT}~{place.depth} {text}"
-        return "  " * place.depth + text
+        comments = [place.role] if options.comment_arg_names else []
+        comments += [comment(node) for comment in options.commenters] if first else []
+        if any(comments):
+            text += " # " + "; ".join(filter(None, comments))
+        return self._indent(place) + text
 
-    def _definition(self, node: Circuit) -> str:
-        details = node._text() if self.options.bijection or node.kind != "Array" else ""
-        words = (self._label(node), format_shape(node.shape), node.kind, details)
-        return " ".join(word for word in words if word)
+    def _indent(self, place: Place) -> str:
+        deep = f"~{place.depth} " if place.depth > DEEPEST_INDENT else ""
+        if self.options.arrows:
+            return "".join(place.stem) + deep
+        return "  " * min(place.depth, DEEPEST_INDENT) + deep
+
+    def definition(self, node: Circuit) -> str:
+        """The node's own line, without its place."""
+        shape = format_shape(node.shape)
+        if self.options.shape_only_when_necessary and node.kind not in _SHAPE_NEEDED:
+            shape = ""
+        return " ".join(word for word in (self._label(node), shape, node.kind, self._details(node)) if word)
+
+    def _details(self, node: Circuit) -> str:
+        if node.is_array() and not self.options.bijection:
+            return ""
+        if self.options.tensor_index_literal and isinstance(node, Index):
+            parts = (str(i.values.tolist()) if isinstance(i, Picks) else str(i) for i in node.axis_indices)
+            return f"[{','.join(parts)}]"
+        return node._text()
 
     def _label(self, node: Circuit) -> str:
         number, name = self.numbers.get(node), node.op_name
@@ -129,32 +180,27 @@ class _Printer:
         whole = self.options.bijection and self.options.traversal is None
         if whole and spec.symbol not in self.printed:
             self.printed.add(spec.symbol)
-            text = f" ! {self._definition(spec.symbol)}"
+            text = f" ! {self.definition(spec.symbol)}"
         else:
             text = f" ! {self._label(spec.symbol)}"
         unusual = [f"not {flag}" for flag in ARG_FLAGS if not getattr(spec, flag)]
         return text + (f" ! {', '.join(unusual)}" if unusual else "")
 
 
-def _places_below(place: _Place, following: Next) -> Iterator[_Place]:
-    """The children's places, the last one first."""
-    node = place.node
-    specs = (None, *node.arg_specs) if isinstance(node, Module) else (None,) * len(node.children)
-    for i in reversed(range(len(node.children))):
-        state = following[i] if isinstance(following, tuple) else following
-        yield _Place(node.children[i], place.depth + 1, specs[i], state)
+def node_line(node: Circuit) -> str:
+    """The line of one node, without its place among others."""
+    return _Printer(PrintOptions(bijection=False), (node,)).definition(node)
 
 
-def _numbers(roots: tuple[Circuit, ...]) -> dict[Circuit, int]:
-    """A number for each node whose name is missing or not its own, in the order of the text."""
+def _numbers(roots: tuple[Circuit, ...], every: bool) -> dict[Circuit, int]:
+    """A number for each node whose name is missing or not its own (or for every one), in the order of the text."""
     named: dict[str | None, Circuit] = {}
     unclear: set[str | None] = {None}
     order = list(_preorder(roots))
     for node in order:
-        if named.setdefault(node.op_name, node) is not node:
+        if every or named.setdefault(node.op_name, node) is not node:
             unclear.add(node.op_name)
-    numbered = (node for node in order if node.op_name in unclear)
-    return {node: number for number, node in enumerate(numbered)}
+    return dict(zip((node for node in order if node.op_name in unclear), count()))
 
 
 def _preorder(roots: tuple[Circuit, ...]) -> Iterator[Circuit]:

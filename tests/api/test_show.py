@@ -52,11 +52,11 @@ def test_everything_is_printed_as_it_reads_back(show: Show, saved: Path) -> None
 def test_depth_and_types(show: Show, saved: Path) -> None:
     _, out, _ = show(saved, "--depth", 1, "--types")
     assert [line.split(" Array ")[0] for line in out.split("\n")[:3]] == [
-        "'call' [4,3] Module  # float32",
-        "  'outer body' [3] Einsum a,a->a ...  # float32",
+        "'call' [4,3] Module # float32",
+        "  'outer body' [3] Einsum a,a->a ... # float32",
         "  'o' [4,3]",
     ]
-    assert out.split("\n")[2].endswith("float32 ! 'outer'  # float32")
+    assert out.split("\n")[2].endswith("float32 ! 'outer' # float32")
     assert show(saved, "--depth", 0)[1].startswith("'call' [4,3] Module ...\n\n10 nodes: ")
 
 
