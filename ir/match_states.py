@@ -26,9 +26,6 @@ class State(Protocol):
     def possible(self, can: Possible) -> bool:
         """False only if nothing at or below the node in question can match."""
 
-    def atoms(self) -> Iterator[Atom]:
-        """The questions of which each should be answered yes by a match, where nothing was misspelt."""
-
 
 Next = State | None | tuple[State | None, ...]
 """The state for all children, one each, or None: nothing below matches."""
@@ -43,9 +40,6 @@ class Everywhere:
 
     def possible(self, can: Possible) -> bool:
         return can(self.matcher)
-
-    def atoms(self) -> Iterator[Atom]:
-        yield from self.matcher.atoms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +67,6 @@ class Filtered:
     def possible(self, can: Possible) -> bool:
         return self.inner.possible(can)
 
-    def atoms(self) -> Iterator[Atom]:
-        return self.inner.atoms()
-
 
 @dataclass(frozen=True, slots=True)
 class Chains:
@@ -99,10 +90,6 @@ class Chains:
 
     def possible(self, can: Possible) -> bool:
         return any(all(state.possible(can) for state in chain) for chain in self.chains)
-
-    def atoms(self) -> Iterator[Atom]:
-        for chain in self.chains:
-            yield from chain[-1].atoms()
 
 
 def _per_child(node: Circuit, heads: list[tuple[Next, tuple[State, ...]]]) -> Next:
@@ -129,10 +116,6 @@ class AnyOf:
     def possible(self, can: Possible) -> bool:
         return any(state.possible(can) for state in self.states)
 
-    def atoms(self) -> Iterator[Atom]:
-        for state in self.states:
-            yield from state.atoms()
-
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
@@ -144,9 +127,6 @@ class AllOf:
 
     def possible(self, can: Possible) -> bool:
         return all(state.possible(can) for state in self.states)
-
-    def atoms(self) -> Iterator[Atom]:
-        yield from ()
 
 
 def _combine(node: Circuit, nexts: list[Next], make: Callable[[tuple[State, ...]], State], drop_ended: bool) -> Next:
@@ -181,9 +161,6 @@ class ChildrenOf:
     def possible(self, can: Possible) -> bool:
         return self.chosen or (self.inner is not None and self.inner.possible(can))
 
-    def atoms(self) -> Iterator[Atom]:
-        yield from ()
-
 
 def _map_next(following: Next, f: Callable[[State], State]) -> Next:
     if isinstance(following, tuple):
@@ -208,9 +185,6 @@ class OutsideSpecs:
     def possible(self, can: Possible) -> bool:
         return self.inner.possible(can)
 
-    def atoms(self) -> Iterator[Atom]:
-        return self.inner.atoms()
-
 
 @dataclass(frozen=True, slots=True)
 class Stepping:
@@ -227,8 +201,20 @@ class Stepping:
     def possible(self, can: Possible) -> bool:
         return True
 
-    def atoms(self) -> Iterator[Atom]:
-        yield from ()
+
+def atoms(state: State) -> Iterator[Atom]:
+    """The questions of which a match answers each with yes, unless something was misspelt (see `Matcher.validate`)."""
+    match state:
+        case Everywhere():
+            yield from state.matcher.atoms()
+        case Filtered() | OutsideSpecs():
+            yield from atoms(state.inner)
+        case AnyOf():
+            for each in state.states:
+                yield from atoms(each)
+        case Chains():
+            for chain in state.chains:
+                yield from atoms(chain[-1])
 
 
 SAME = Stepping(lambda _: (False, None))

@@ -9,7 +9,7 @@ from tapeout.ir.errors import MatchError, TypeMismatchError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn
 from tapeout.ir.labels import labels, names_in
-from tapeout.ir.match_states import Possible, State
+from tapeout.ir.match_states import Possible, State, atoms
 from tapeout.ir.matcher import Matcher
 from tapeout.ir.module import Module
 from tapeout.ir.symbol import Symbol
@@ -96,8 +96,8 @@ def validate_matched(matcher: IterativeMatcherIn, matched: Set[Circuit]) -> None
     Raises:
         MatchError: if not.
     """
-    atoms = IterativeMatcher(matcher).state.atoms()
-    missing = [text for text, satisfied in atoms if not any(map(satisfied, matched))]
+    parts = atoms(IterativeMatcher(matcher).state)
+    missing = [text for text, satisfied in parts if not any(map(satisfied, matched))]
     if missing:
         raise MatchError(
             f"nothing was found for {', '.join(missing[:_SHOWN])}"
@@ -211,7 +211,7 @@ def get_all_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit
 
 def get_all_circuits_in_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> list[Circuit]:
     """The nodes on any path from the circuit to a node that matches, children before parents."""
-    prune = _Prune(circuit)
+    prune = Prune(circuit)
     start = (circuit, IterativeMatcher(matcher).state)
     leads: dict[tuple[Circuit, State], bool] = {}
     out: dict[Circuit, None] = {}

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tapeout.ir import Circuit, IterativeMatcher, Matcher
-from tapeout.ir.iterative import Next, Possible, State
+from tapeout.ir.match_states import Next, Possible, State
 from tapeout.ir.search import Prune
 from tapeout.tasks.patching.names import NameIn, Site, parse_site
 
