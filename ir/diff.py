@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import zip_longest
+from typing import cast
 
 from tapeout.ir.circuit import Circuit, postorder
 from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn, new_traversal
 from tapeout.ir.print_options import PrintOptions, colored
 from tapeout.ir.sizes import Shape
-from tapeout.ir.text import CUT_OFF, node_line, places
+from tapeout.ir.text import CUT_OFF, indentation, node_line, places
 
 Pair = tuple[Circuit | None, Circuit | None]
 """A node of the new circuit and one of the old; None where there is none."""
@@ -50,8 +51,9 @@ def diff_circuits(
             and not (require_name_same and after.op_name != before.op_name)
         )
 
-    def below(node: Circuit, traversal: IterativeMatcherIn) -> list[str]:
-        return ["  " * p.depth + _short(p.node, p.again) + CUT_OFF * p.cut_off for p in places((node,), traversal)]
+    def part(node: Circuit, depth: int, traversal: IterativeMatcherIn) -> list[str]:
+        below = places((node,), traversal)
+        return [_line(p.node, depth + p.depth, p.again) + CUT_OFF * p.cut_off for p in below]
 
     shared = IterativeMatcher.term() if options is None or options.traversal is None else options.traversal
     common = set(postorder(new)).intersection(postorder(old))
@@ -61,42 +63,33 @@ def diff_circuits(
     stack: list[tuple[Pair, int]] = [((new, old), 0)]
     while stack:
         pair, depth = stack.pop()
-        after, before = pair
-        sign, color, texts = " ", None, list[str]()
-        if after is not None and before is not None and after is not before:
-            if not same_self(after, before):
-                stack += [((after, None), depth), ((None, before), depth)]
-                continue
-            was = "" if after.op_name == before.op_name else f" # was {before.op_name!r}"
-            sign, color, texts = "~", same_self_color, [_short(after, pair in seen) + was]
-            if pair not in seen:
-                stack.extend((children, depth + 1) for children in reversed(_paired(after, before)))
-        elif after is before and after is not None:
-            texts = below(after, shared)
-        elif before is not None:
-            sign, color, texts = (
-                "-",
-                removed_color,
-                below(before, apart) if pair not in seen else [_short(before, True)],
-            )
-        elif after is not None:
-            sign, color = "+", new_color
-            texts = [_short(after, True)] if pair in seen else below(after, apart)
+        (after, before), again = pair, pair in seen
         seen.add(pair)
-        lines += [colored(f"{sign} {'  ' * depth}{text}", color) for text in texts]
+        if after is None or before is None:
+            sign, color = ("-", removed_color) if after is None else ("+", new_color)
+            node = cast(Circuit, before if after is None else after)
+            texts = [_line(node, depth, True)] if again else part(node, depth, apart)
+        elif after is before:
+            sign, color, texts = " ", None, part(after, depth, shared)
+        elif same_self(after, before):
+            was = "" if after.op_name == before.op_name else f" # was {before.op_name!r}"
+            sign, color, texts = "~", same_self_color, [_line(after, depth, again) + was]
+            if not again:
+                children = list(zip_longest(after.children, before.children))
+                stack.extend((both, depth + 1) for both in reversed(children))
+        else:
+            stack += [((after, None), depth), ((None, before), depth)]
+            continue
+        lines += [colored(f"{sign} {text}", color) for text in texts]
     if print_legend:
         lines.append("(~ renamed or changed below, + only in new, - only in old)")
     return "\n".join(lines)
-
-
-def _paired(after: Circuit, before: Circuit) -> list[Pair]:
-    return list(zip_longest(after.children, before.children))
 
 
 def _shapes(node: Circuit) -> list[Shape]:
     return [child.shape for child in node.children]
 
 
-def _short(node: Circuit, again: bool) -> str:
+def _line(node: Circuit, depth: int, again: bool) -> str:
     """The node's line, or if it was printed before its name alone."""
-    return node.op_name if again and node.op_name is not None else node_line(node)
+    return indentation(depth) + (node.op_name if again and node.op_name is not None else node_line(node))

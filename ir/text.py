@@ -39,6 +39,11 @@ _SHAPE_NEEDED = frozenset(("Array", "Scalar", "Symbol", "Index", "Scatter", "Set
 _FLIPPED = str.maketrans("└", "┌")
 
 
+def indentation(depth: int) -> str:
+    """What stands before the line of a node of that depth."""
+    return "  " * depth if depth <= DEEPEST_INDENT else f"{'  ' * DEEPEST_INDENT}~{depth} "
+
+
 def circuit_text(*circuits: Circuit, options: PrintOptions | None = None) -> str:
     """The circuits as text."""
     printer = _Printer(options or PrintOptions(), circuits)
@@ -137,7 +142,7 @@ class _Printer:
         options, node = self.options, place.node
         first = node not in self.printed
         self.printed.add(node)
-        text = self.definition(node) if first else self._label(node)
+        text = _definition(self._label(node), node, self.options) if first else self._label(node)
         if options.colorer is not None:
             text = colored(text, options.colorer(node))
         if place.binds is not None:
@@ -151,25 +156,9 @@ class _Printer:
         return self._indent(place) + text
 
     def _indent(self, place: Place) -> str:
-        deep = f"~{place.depth} " if place.depth > DEEPEST_INDENT else ""
-        if self.options.arrows:
-            return "".join(place.stem) + deep
-        return "  " * min(place.depth, DEEPEST_INDENT) + deep
-
-    def definition(self, node: Circuit) -> str:
-        """The node's own line, without its place."""
-        shape = format_shape(node.shape)
-        if self.options.shape_only_when_necessary and node.kind not in _SHAPE_NEEDED:
-            shape = ""
-        return " ".join(word for word in (self._label(node), shape, node.kind, self._details(node)) if word)
-
-    def _details(self, node: Circuit) -> str:
-        if node.is_array() and not self.options.bijection:
-            return ""
-        if self.options.tensor_index_literal and isinstance(node, Index):
-            parts = (str(i.values.tolist()) if isinstance(i, Picks) else str(i) for i in node.axis_indices)
-            return f"[{','.join(parts)}]"
-        return node._text()
+        if not self.options.arrows:
+            return indentation(place.depth)
+        return "".join(place.stem) + indentation(place.depth).lstrip(" ")
 
     def _label(self, node: Circuit) -> str:
         number, name = self.numbers.get(node), node.op_name
@@ -180,7 +169,7 @@ class _Printer:
         whole = self.options.bijection and self.options.traversal is None
         if whole and spec.symbol not in self.printed:
             self.printed.add(spec.symbol)
-            text = f" ! {self.definition(spec.symbol)}"
+            text = f" ! {_definition(self._label(spec.symbol), spec.symbol, self.options)}"
         else:
             text = f" ! {self._label(spec.symbol)}"
         unusual = [f"not {flag}" for flag in ARG_FLAGS if not getattr(spec, flag)]
@@ -189,7 +178,23 @@ class _Printer:
 
 def node_line(node: Circuit) -> str:
     """The line of one node, without its place among others."""
-    return _Printer(PrintOptions(bijection=False), (node,)).definition(node)
+    return _definition(node.name, node, PrintOptions(bijection=False))
+
+
+def _definition(label: str, node: Circuit, options: PrintOptions) -> str:
+    shape = format_shape(node.shape)
+    if options.shape_only_when_necessary and node.kind not in _SHAPE_NEEDED:
+        shape = ""
+    return " ".join(word for word in (label, shape, node.kind, _details(node, options)) if word)
+
+
+def _details(node: Circuit, options: PrintOptions) -> str:
+    if node.is_array() and not options.bijection:
+        return ""
+    if options.tensor_index_literal and isinstance(node, Index):
+        parts = (str(i.values.tolist()) if isinstance(i, Picks) else str(i) for i in node.axis_indices)
+        return f"[{','.join(parts)}]"
+    return node._text()
 
 
 def _numbers(roots: tuple[Circuit, ...], every: bool) -> dict[Circuit, int]:

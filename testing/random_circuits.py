@@ -351,7 +351,8 @@ _UNARY = [name for name in FUNCTIONS if name not in ("pow", "minimum", "maximum"
 
 
 def _size(node: Circuit) -> int:
-    return prod([int(size) for size in node.shape])  # type: ignore[arg-type]
+    sizes: list[int] = [int(size) for size in node.shape]  # type: ignore[arg-type]
+    return prod(sizes)
 
 
 def _broadcasts(shape: Sequence[object], onto: Sequence[object]) -> bool:
