@@ -106,8 +106,42 @@ class RMSNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotary:
+    """Rotary position embedding (Su et al. 2021), halves turned: `x * cos + rotate_half(x) * sin`.
+
+    Children x [..., c], cos and sin, which are broadcast to x and have its last axis.
+    """
+
+    @property
+    def name(self) -> str:
+        return "rotary"
+
+    def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
+        x, *tables = node.children
+        for table in tables:
+            aligned = x.shape[x.rank - table.rank :]
+            fits = 0 < table.rank <= x.rank and table.shape[-1] == x.shape[-1]
+            if not fits or any(size not in (1, whole) for size, whole in zip(table.shape, aligned, strict=True)):
+                raise ShapeError(f"{self.name}: {table!r} does not fit {x!r}", hint="[..., c], its other axes x's or 1")
+        if not isinstance(x.shape[-1], int) or x.shape[-1] % 2:
+            raise ShapeError(f"{self.name}: the last axis of {x!r} has no two halves", hint="an even size")
+        return x.shape, join_dtypes(node, node.children)
+
+    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
+        raise _not_expanded(self.name)
+
+    def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
+        x, cos, sin = tensors
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Softmax attention: queries [..., q, c], keys [..., k, c], values [..., k, v], perhaps a mask [q, k] of 0 and 1.
+
+    Keys and values may have fewer heads (the axis before the last two) than queries, which then share them: each
+    head of keys serves as many queries' heads, one behind the other (Ainslie et al. 2023).
 
     Attributes:
         scale: factor of the scores.
@@ -121,12 +155,21 @@ class Attention:
     def name(self) -> str:
         return f"attention_{'causal_' * self.causal}{self.scale!r}"
 
+    @staticmethod
+    def group(node: Circuit) -> int:
+        """How many heads of queries share one of keys."""
+        heads, shared = (child.shape[-3] if child.rank > 2 else 1 for child in node.children[:2])
+        divisible = isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared == 0
+        return heads // shared if divisible else 1  # type: ignore[operator]
+
     def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
         q, k, v = node.children[:3]
         unifier = Unifier()
         try:
-            batch = tuple(unifier.unify(a, b) for a, b in zip(q.shape[:-2], k.shape[:-2], strict=True))
-            batch = tuple(unifier.unify(a, b) for a, b in zip(batch, v.shape[:-2], strict=True))
+            batch = tuple(unifier.unify(a, b) for a, b in zip(k.shape[:-2], v.shape[:-2], strict=True))
+            if self.group(node) > 1:
+                batch = (*batch[:-1], q.shape[-3])
+            batch = tuple(unifier.unify(a, b) for a, b in zip(q.shape[:-2], batch, strict=True))
             unifier.unify(q.shape[-1], k.shape[-1])
             unifier.unify(k.shape[-2], v.shape[-2])
         except (SizeMismatch, ValueError):
@@ -141,6 +184,8 @@ class Attention:
 
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         q, k, v, *mask = tensors
+        if k.shape[:-2] != q.shape[:-2]:
+            k, v = (each.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for each in (k, v))
         scores = self.scale * (q @ k.transpose(-1, -2))
         allowed = mask[0].bool() if mask else None
         if self.causal:
@@ -162,6 +207,7 @@ KERNEL_READERS: tuple[tuple[re.Pattern[str], Callable[..., Function]], ...] = (
     (re.compile(r"linear_(\w+),(\w+)->(\w+)(?:\+(\w+))?"), _read_linear),
     (re.compile(r"layer_norm_(\S+)"), lambda eps: LayerNorm(float(eps))),
     (re.compile(r"rms_norm_(\S+)"), lambda eps: RMSNorm(float(eps))),
+    (re.compile(r"rotary"), Rotary),
     (re.compile(r"attention_(causal_)?(\S+)"), lambda causal, scale: Attention(float(scale), causal is not None)),
 )
 """For every kernel what its name looks like, and how it is made of the parts."""

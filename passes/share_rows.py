@@ -17,7 +17,7 @@ import torch
 from tapeout.ir import Add, Array, Circuit, GeneralFunction, Index, Rearrange, RearrangeSpec, postorder
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.functions import Elementwise, GenIndex
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
+from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.ir.rearrange_spec import Groups
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
@@ -179,6 +179,8 @@ class _Sharing:
         if first is None or any(child in self.packed for child in node.children[1:]):
             return None
         packed, row_axis, position_axis = first
+        if isinstance(spec, Rotary):
+            return self._pack_rotary(node, packed, row_axis, position_axis)
         if isinstance(spec, Linear):
             return self._pack_linear(node, spec, packed, row_axis, position_axis)
         on_last = isinstance(spec, LayerNorm | RMSNorm) or spec.name in ("softmax", "log_softmax", "rotate_half")
@@ -198,6 +200,21 @@ class _Sharing:
         weights = tuple(self.dense[child] for child in node.children[1:])
         new = GeneralFunction(packed, *weights, spec=Linear(x_axes, spec.weight_axes, spec.bias_axes, out), name=None)
         return new, spec.out_axes.index(rows), spec.out_axes.index(positions)
+
+    def _pack_rotary(
+        self, node: GeneralFunction, packed: Circuit, row_axis: int, position_axis: int
+    ) -> tuple[Circuit, int, int] | None:
+        tables = []
+        for table in node.children[1:]:
+            row, position = (axis - (node.rank - table.rank) for axis in (row_axis, position_axis))
+            if row >= 0 or position > 0 or node.rank - 1 in (row_axis, position_axis):
+                return None
+            table = self.dense[table]
+            if position == 0:
+                picked = Index(table, (self.prefixes.position, *[FULL] * (table.rank - 1)), name=None)
+                table = picked.unsqueeze(range(1, 1 + packed.rank - table.rank)).rename(None)
+            tables.append(table)
+        return GeneralFunction(packed, *tables, spec=node.spec, name=None), row_axis, position_axis
 
     def _pack_broadcast(self, node: Add) -> tuple[Circuit, int, int] | None:
         """A sum: packed summands stay packed, others have no rows and give their entry at each prefix's position."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Lowering:
         self.origins = origins
         self.nodes: dict[Circuit, fx.Node] = {}
         self.current: Circuit | None = None
+        self._made: dict[Hashable, fx.Node] = {}
         self._attributes: dict[str, fx.Node] = {}
         self._sizes: dict[str, fx.Node] = {}
         taken = set[str]()
@@ -84,6 +85,17 @@ class Lowering:
         return self._attribute(
             self.weights.add(values, "positions", "positions " + ",".join(map(str, values.tolist())))
         )
+
+    def signs(self, half: int) -> fx.Node:
+        """The graph's node for -1 and then 1, each `half` times; held once."""
+        signs = torch.tensor([-1.0, 1.0], dtype=self.weights.dtype, device=self.weights.device)
+        return self._attribute(self.weights.add(signs.repeat_interleave(half), "signs", f"signs {half}"))
+
+    def once(self, key: Hashable, make: Callable[[], fx.Node]) -> fx.Node:
+        """What was made for the key before, or is made now."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def _attribute(self, name: str) -> fx.Node:
         if name not in self._attributes:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tapeout.backends.fx.graph import Args, Lowering, Rule
 from tapeout.backends.weights import Matrices
 from tapeout.ir import GeneralFunction
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
+from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 
 
 def _linear(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
@@ -40,17 +40,30 @@ def _rms_norm(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
     return low.call(F.rms_norm, args[0], (node.shape[-1],), args[1], node.spec.eps)  # type: ignore[attr-defined]
 
 
+def _rotary(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
+    """Halves change places by one roll; the sign that one of them gets is given to the sines."""
+    x, cos, sin = args
+    half = int(node.shape[-1]) // 2  # type: ignore[arg-type]
+    signed = low.once(("signed", sin), lambda: low.call(operator.mul, sin, low.signs(half)))
+    straight = low.call(operator.mul, x, cos)
+    return low.call(torch.addcmul, straight, low.call(torch.roll, x, half, -1), signed)
+
+
 def _attention(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
     spec: Any = node.spec
     q, k, v, *mask = args
     allowed = low.call(operator.gt, mask[0], 0) if mask else None
-    return low.call(F.scaled_dot_product_attention, q, k, v, attn_mask=allowed, is_causal=spec.causal, scale=spec.scale)
+    grouped = {"enable_gqa": True} if spec.group(node) > 1 else {}
+    return low.call(
+        F.scaled_dot_product_attention, q, k, v, attn_mask=allowed, is_causal=spec.causal, scale=spec.scale, **grouped
+    )
 
 
 KERNEL_RULES: dict[object, Rule] = {
     Linear: _linear,
     LayerNorm: _layer_norm,
     RMSNorm: _rms_norm,
+    Rotary: _rotary,
     Attention: _attention,
 }
 """By the kernel's class."""

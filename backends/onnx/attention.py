@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tapeout.backends.onnx.graph import Lowering, Value
 from tapeout.backends.onnx.parts import times
-from tapeout.backends.onnx.rearrange import rearranged
-from tapeout.ir import Circuit, GeneralFunction, Rearrange, RearrangeSpec
+from tapeout.ir import GeneralFunction
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.kernels import Attention
 from tapeout.ir.sizes import multiply
@@ -28,41 +26,10 @@ def attention(low: Lowering, node: GeneralFunction) -> Value:
             f"opset {low.opset} cannot express {node!r}: it has no Attention",
             hint="use opset 23 or newer, or attention_op=False",
         )
-    q, k, v = _operands(low, node)
+    q, k, v = (_with_heads(low, low.value(child)) for child in node.children[:3])
     native = low.options.attention_op and low.dtype is not torch.float64  # of which it keeps float32's digits
     how = _by_operator if native else _by_products
     return low.reshape(how(low, spec, q, k, v, _allowed(low, node)), node.shape)
-
-
-def _operands(low: Lowering, node: GeneralFunction) -> list[Value]:
-    """Queries [batch, heads, q, c], keys [batch, kv_heads, k, c] and values [batch, kv_heads, k, v].
-
-    Keys and values that are repeated for several heads are taken before they are.
-    """
-    q, k, v = node.children[:3]
-    once = [_unrepeated(child) for child in (k, v)]
-    (keys, heads), (values, others) = once
-    if keys is None or values is None or heads != others:
-        return [_with_heads(low, low.value(child)) for child in (q, k, v)]
-    return [
-        _with_heads(low, low.value(q)),
-        _with_heads(low, rearranged(low, low.value(k.children[0]), keys)),
-        _with_heads(low, rearranged(low, low.value(v.children[0]), values)),
-    ]
-
-
-def _unrepeated(node: Circuit) -> tuple[RearrangeSpec | None, int]:
-    """The rearrangement without the repeats of each head, and how many there are; None if there are none."""
-    if not isinstance(node, Rearrange) or node.rank < 3:
-        return None, 1
-    spec, sizes = node.spec, node.spec.sizes(node.node.shape)
-    read = {number for group in spec.input_ints for number in group}
-    new = [number for group in spec.output_ints for number in group if number not in read and sizes[number] != 1]
-    heads = spec.output_ints[-3]
-    if len(new) != 1 or len(heads) < 2 or heads[-1] != new[0]:
-        return None, 1
-    groups = (*spec.output_ints[:-3], heads[:-1], *spec.output_ints[-2:])
-    return replace(spec, output_ints=groups), int(sizes[new[0]])  # type: ignore[arg-type]
 
 
 def _with_heads(low: Lowering, value: Value) -> Value:

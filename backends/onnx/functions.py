@@ -10,7 +10,7 @@ import torch
 
 from tapeout.backends.onnx.graph import Lowering, Value
 from tapeout.backends.onnx.kernels import KERNEL_RULES
-from tapeout.backends.onnx.parts import FunctionRule, minus, plus, times
+from tapeout.backends.onnx.parts import FunctionRule, minus, plus, rotate_half, times
 from tapeout.ir import GeneralFunction
 from tapeout.ir.functions import Cast, GenIndex
 
@@ -108,17 +108,6 @@ def _logit(low: Lowering, x: Value) -> Value:
     return low.elementwise("Log", low.elementwise("Div", x, minus(low, 1.0, x)))
 
 
-def _rotate_half(low: Lowering, x: Value) -> Value:
-    shape = low.shape(x)
-    half = int(shape[-1]) // 2  # type: ignore[arg-type]
-    axis = low.integers([len(shape) - 1])
-    first, second = (
-        low.emit("Slice", [x, low.integers([start]), low.integers([start + half]), axis], (*shape[:-1], half))
-        for start in (0, half)
-    )
-    return low.emit("Concat", [low.elementwise("Neg", second), first], shape, axis=-1)
-
-
 def _last_dim_size(low: Lowering, node: GeneralFunction) -> Value:
     size = node.children[0].shape[-1]
     return low.number(int(size), low.dtype_of(node), node.shape)  # type: ignore[arg-type]
@@ -167,7 +156,7 @@ FUNCTION_RULES: dict[object, FunctionRule] = {
     "logit": _of(_logit),
     "softmax": _along_last("Softmax"),
     "log_softmax": _along_last("LogSoftmax"),
-    "rotate_half": _of(_rotate_half),
+    "rotate_half": _of(rotate_half),
     "min": _reduction("ReduceMin"),
     "max": _reduction("ReduceMax"),
     "last_dim_size": _last_dim_size,

@@ -9,10 +9,10 @@ import torch
 
 from tapeout.backends.onnx.attention import attention
 from tapeout.backends.onnx.graph import Lowering, Value
-from tapeout.backends.onnx.parts import FunctionRule, plus, times
+from tapeout.backends.onnx.parts import FunctionRule, plus, rotate_half, times
 from tapeout.backends.weights import Matrices
 from tapeout.ir import GeneralFunction
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
+from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.ir.sizes import multiply
 
 
@@ -64,10 +64,17 @@ def _normalised(low: Lowering, x: Value, eps: float) -> Value:
     return low.elementwise("Div", x, low.elementwise("Sqrt", plus(low, mean, eps)))
 
 
+def _rotary(low: Lowering, node: GeneralFunction) -> Value:
+    """Written out: ONNX's operator takes tables of one half, with an axis of positions."""
+    x, cos, sin = map(low.value, node.children)
+    return plus(low, times(low, x, cos), times(low, rotate_half(low, x), sin))
+
+
 KERNEL_RULES: dict[object, FunctionRule] = {
     Linear: _linear,
     LayerNorm: _layer_norm,
     RMSNorm: _rms_norm,
+    Rotary: _rotary,
     Attention: attention,
 }
 """By the kernel's class."""

@@ -26,7 +26,7 @@ from tapeout.compiler.compile import BACKENDS
 from tapeout.ir import Add, Array, Circuit, DiscreteVar, Module, ModuleArgSpec, ModuleSpec, Symbol
 from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.functions import FUNCTIONS, Cast, GenIndex
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
+from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.passes.execution import Origins
 from tapeout.testing.cases import CASES
 
@@ -34,7 +34,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
 
 PARAMETRISED: dict[str, type] = {"gen_index": GenIndex, "cast": Cast}
 KERNELS: dict[str, type] = {
-    "linear": Linear, "layer_norm": LayerNorm, "rms_norm": RMSNorm, "attention": Attention,
+    "linear": Linear, "layer_norm": LayerNorm, "rms_norm": RMSNorm, "rotary": Rotary, "attention": Attention,
 }  # fmt: skip
 """Functions that only the compiler makes."""
 

@@ -165,7 +165,7 @@ def test_an_error_at_a_node_shows_the_circuit_around_it(monkeypatch: pytest.Monk
     def fails(*_: object) -> None:
         raise KeyError("no such thing")
 
-    monkeypatch.setattr("tapeout.passes.kernels._rms_norm", fails)
+    monkeypatch.setattr("tapeout.passes.kernels.PATTERNS", (fails,))
     with pytest.raises(KeyError) as caught:
         compiled_small()
     around, where = caught.value.__notes__

@@ -19,11 +19,14 @@ from tapeout.ir import (
     Einsum,
     GeneralFunction,
     Matcher,
+    Rearrange,
+    RearrangeSpec,
     Scalar,
     circuit_text,
     postorder,
 )
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm
+from tapeout.ir.errors import ShapeError
+from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
 from tapeout.passes.kernels import Kernels
@@ -53,7 +56,7 @@ def recognised(*roots: Circuit) -> tuple[Circuit, ...]:
 def specs(*roots: Circuit) -> list[str]:
     """The kernels in the result, sorted by name."""
     made = {node for node in postorder(*recognised(*roots)) if isinstance(node, GeneralFunction)}
-    kernels = [n.spec for n in made if isinstance(n.spec, Attention | LayerNorm | Linear | RMSNorm)]
+    kernels = [n.spec for n in made if isinstance(n.spec, Attention | LayerNorm | Linear | RMSNorm | Rotary)]
     return sorted(type(spec).__name__ for spec in kernels)
 
 
@@ -248,6 +251,79 @@ def test_probabilities_that_are_read_elsewhere_too() -> None:
     assert any(n.kind == "GeneralFunction" and isinstance(n.spec, Attention) for n in postorder(roots[0]))
 
 
+def shared(first: str, heads: int = 2, each: int = 3, repeated: str | None = None) -> Circuit:
+    """Attention in which `each` heads of queries read one of the keys and values, repeated as the strings say."""
+    q = symbol(953, (heads * each, QUERIES, SIZE), "q")
+    k, v = (
+        Rearrange(symbol(954 + i, (heads, KEYS, SIZE), name), RearrangeSpec.from_string(text))
+        for i, (name, text) in enumerate((("k", first), ("v", repeated or first)))
+    )
+    return einsum("hqk,hkd->hqd", apply("softmax", einsum("hqc,hkc->hqk", q, k)), v)
+
+
+def test_keys_and_values_that_heads_share_are_not_repeated() -> None:
+    circuit = shared("h k c -> (h 3) k c")
+    node = found_attention(circuit)
+    assert node is not None and [child.shape[0] for child in node.children] == [6, 2, 2]
+    check_value(circuit)
+    compiled = compile(bound(circuit))
+    assert "enable_gqa" in compiled.source
+    assert_close(compiled(), bound(circuit).evaluate("float64"), torch.float32)
+
+
+def test_other_repeats_stay() -> None:
+    for circuit in (shared("h k c -> (3 h) k c"), shared("h k c -> (h 3) k c", repeated="h k c -> (3 h) k c")):
+        node = found_attention(circuit)
+        assert node is not None and [child.shape[0] for child in node.children] == [6, 6, 6]
+        check_value(circuit)
+
+
+# -- rotary embeddings
+
+
+def rotary(x: Circuit, cos: Circuit, sin: Circuit, half: Circuit | None = None, text: str = "hpc,pc->hpc") -> Circuit:
+    return Add(einsum(text, x, cos), einsum(text, apply("rotate_half", half or x), sin))
+
+
+HEADS_OF = symbol(956, (HEADS, QUERIES, SIZE), "x")
+
+
+def test_rotary_embeddings_are_recognised() -> None:
+    cos, sin = weight(QUERIES, SIZE, seed=7), weight(QUERIES, SIZE, seed=8)
+    row = einsum("hc,c->hc", symbol(957, (HEADS, SIZE), "y"), weight(SIZE, seed=7))
+    last = Add(row, einsum("hc,c->hc", apply("rotate_half", row.children[0]), weight(SIZE, seed=8)))
+    for circuit in (rotary(HEADS_OF, cos, sin), Add(*reversed(rotary(HEADS_OF, cos, sin).children)), last):
+        assert specs(circuit) == ["Rotary"]
+        check_value(circuit)
+        compiled = compile(bound(circuit))
+        assert_close(compiled(), bound(circuit).evaluate("float64"), torch.float32)
+
+
+NO_ROTARY: dict[str, Callable[[], Circuit]] = {
+    "half of something else": lambda: rotary(
+        HEADS_OF, weight(QUERIES, SIZE), weight(QUERIES, SIZE), symbol(958, (HEADS, QUERIES, SIZE), "y")
+    ),
+    "tables over heads": lambda: rotary(HEADS_OF, weight(HEADS, SIZE), weight(HEADS, SIZE), text="hpc,hc->hpc"),
+    "tables that are given": lambda: rotary(
+        HEADS_OF, symbol(959, (QUERIES, SIZE), "cos"), symbol(959, (QUERIES, SIZE), "cos")
+    ),
+    "a third summand": lambda: Add(*rotary(HEADS_OF, weight(QUERIES, SIZE), weight(QUERIES, SIZE)).children, HEADS_OF),
+}
+
+
+@pytest.mark.parametrize("name", NO_ROTARY)
+def test_what_is_no_rotary_embedding(name: str) -> None:
+    assert "Rotary" not in specs(NO_ROTARY[name]())
+    check_value(NO_ROTARY[name]())
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 3)), ((3, 4), (2, 4)), ((3, 4), (2, 3, 4))])
+def test_tables_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, table = shapes
+    with pytest.raises(ShapeError, match="rotary"):
+        GeneralFunction(weight(*x), weight(*table), weight(*table), spec=Rotary(), name=None)
+
+
 # -- products with weights
 
 
@@ -318,6 +394,8 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
         "layer norm": layer_norm(),
         "RMS norm": rms_norm(),
         "causal attention": attention(causal()),
+        "attention of heads that share keys": shared("h k c -> (h 3) k c"),
+        "rotary embedding": rotary(HEADS_OF, weight(QUERIES, SIZE, seed=7), weight(QUERIES, SIZE, seed=8)),
         "linear": Add(einsum("sh,oh->so", DATA, weight(3, WIDTH)), weight(3, seed=2)),
         "no norm: another scale": NO_NORMS["another scale"](),
     }

@@ -88,7 +88,7 @@ def test_nothing_is_computed_when_compiling(model: tuple[Any, Circuit]) -> None:
     module = compiled.executable.module  # type: ignore[attr-defined]
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.is_floating_point():
-            assert value.untyped_storage().data_ptr() in known, name
+            assert value.untyped_storage().data_ptr() in known or bool((value.abs() == 1).all()), name
         else:
             assert value.ndim <= 2 and int(value.max()) < max(tokens.numel(), 20), name
 
