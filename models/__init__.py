@@ -1,7 +1,8 @@
 """Models: from a checkpoint to a circuit. One file a family, over the shared parts in `library`."""
 
+from tapeout.models.families import FAMILIES
 from tapeout.models.info import TransformerInfo, TransformerParams, rotary_tables
-from tapeout.models.load import FAMILIES, circuit_of, load_circuit, load_gpt2_small_circuit
+from tapeout.models.load import circuit_of, load_circuit, load_gpt2_small_circuit
 from tapeout.models.split import position_names, short_names, split_circuit
 
 __all__ = [

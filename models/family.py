@@ -19,7 +19,6 @@ IRRELEVANT = frozenset(
     "transformers_version architectures output_hidden_states return_dict dtype torch_dtype use_cache id2label label2id "
     "problem_type chunk_size_feed_forward is_encoder_decoder initializer_range _name_or_path model_type "
     "output_attentions "
-    ""
     "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id tokenizer_class attn_implementation "
     "_attn_implementation task_specific_params "
     "quantization_config".split()

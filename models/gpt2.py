@@ -25,6 +25,11 @@ def _build(config: Any, weights: Weights, activation: str | None, source: str) -
         f"the activation {activation!r} is not supported",
         f"supported are {', '.join(_ACTIVATIONS)}",
     )
+    require(
+        config.n_embd % config.n_head == 0,
+        f"{config.n_embd} hidden sizes cannot be divided among {config.n_head} heads evenly",
+        "the configuration is damaged",
+    )
     params = TransformerParams(
         num_layers=config.n_layer,
         num_heads=config.n_head,

@@ -9,15 +9,9 @@ from typing import Any
 import torch
 
 from tapeout.ir import Circuit
-from tapeout.ir.errors import ModelError
 from tapeout.models.checkpoint import load_checkpoint
-from tapeout.models.family import Family
-from tapeout.models.gpt2 import GPT2
+from tapeout.models.families import family_of
 from tapeout.models.info import TransformerInfo
-from tapeout.models.llama import LLAMA
-
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, LLAMA)}
-"""Every model family by Hugging Face's name for it."""
 
 Loaded = tuple[dict[str, Circuit], Any, TransformerInfo]
 
@@ -62,13 +56,7 @@ def circuit_of(
         ModelError: if its architecture or a field of its configuration is not supported.
     """
     config = model.config
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise ModelError(
-            f"models of type {config.model_type!r} are not supported",
-            hint=f"supported are {', '.join(sorted(FAMILIES))}",
-        )
-    family.check_config(config)
+    family = family_of(config)
     return family.build(config, model.state_dict(), activation, source or getattr(model, "name_or_path", ""))
 
 
