@@ -315,7 +315,7 @@ def test_bad_config(saved: Path, text: str) -> None:
 
 def test_not_a_causal_language_model(saved: Path) -> None:
     (saved / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(ModelError, match="models of type 't5' are not supported(.|\\n)*hint: supported are gpt2"):
+    with pytest.raises(ModelError, match=r"models of type 't5' are not supported(.|\n)*hint: supported are gpt2"):
         load_checkpoint(saved)
 
 
