@@ -9,7 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 
 import tapeout.backends.reference  # noqa: F401 (says how circuits are evaluated)
 from tapeout.backends.onnx import OnnxOptions
-from tapeout.compiler import Compiled, bisect, compare, compile, compile_many, evaluate_many, load, values
+from tapeout.compiler import (
+    Compiled,
+    bisect,
+    compare,
+    compile,
+    compile_many,
+    evaluate_many,
+    export,
+    load,
+    values,
+    verify,
+)
 from tapeout.ir import *  # noqa: F403
 from tapeout.ir import __all__ as _ir_names
 from tapeout.ir.errors import (
@@ -70,10 +81,12 @@ __all__ = [
     "conform_all_modules",
     "count_nodes",
     "evaluate_many",
+    "export",
     "load",
     "rename_by_table",
     "split_to_concat",
     "strip_names",
     "substitute_all_modules",
     "values",
+    "verify",
 ]

@@ -11,9 +11,11 @@ import tapeout
 from tapeout.bench import bench
 from tapeout.compare_command import compare
 from tapeout.compile_command import compile
+from tapeout.export_command import export
 from tapeout.ioi import ioi
 from tapeout.ir.errors import TapeoutError
 from tapeout.show import show
+from tapeout.verify_command import verify
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, which typer has by then turned into a SystemExit."""
@@ -25,6 +27,8 @@ app.command()(ioi)
 app.command()(compile)
 app.command()(bench)
 app.command()(compare)
+app.command()(export)
+app.command()(verify)
 app.command()(show)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,14 +40,25 @@ MODELS = {"fx": None, "torchscript": "model.pt", "inductor": "model.pt2", "onnx"
 """For every backend that can be saved the file of what runs; None where the circuits are enough."""
 
 
-def save(compiled: Compiled, path: str | Path, force: bool = False) -> None:
-    """Writes a compiled circuit to a folder; see `Compiled.save`."""
+def save(
+    compiled: Compiled, path: str | Path, force: bool = False, beside: Callable[[Path], None] | None = None
+) -> None:
+    """Writes a compiled circuit to a folder; see `Compiled.save`.
+
+    Args:
+        compiled: the compiled circuit.
+        path: the folder.
+        force: replace an artefact that is there.
+        beside: writes more files to the folder before it gets its name.
+    """
     target = Path(path).resolve()
     if compiled.backend not in MODELS:
         raise UnsupportedError(f"{compiled.backend} cannot be saved", hint=f"there are {', '.join(MODELS)}")
-    _check_target(target, force)
+    check_target(target, force)
     with written_folder(target) as folder:
         _write(compiled, folder)
+        if beside is not None:
+            beside(folder)
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> Compiled:
@@ -79,13 +91,15 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Compiled
 # -- writing
 
 
-def _check_target(target: Path, force: bool) -> None:
+def check_target(target: Path, force: bool) -> None:
+    """Raises ArtefactError if a folder cannot be written there: something exists and `force` is not set, or is no
+    artefact."""
     if not target.name:
         raise ArtefactError(f"{target} is no name for a folder", hint="give the name of a new folder")
     if not target.exists():
         return
     if not force:
-        raise ArtefactError(f"{target} exists", hint="give another name, or force=True to replace it")
+        raise ArtefactError(f"{target} exists", hint="give another name, or force=True (--force) to replace it")
     try:
         known = json.loads((target / MANIFEST).read_bytes()).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,18 @@ def package(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.devi
 
     values = tuple(examples(inputs, device))
     rows = torch.export.Dim("rows", min=LEAST_ROWS)
+    content = BytesIO()
     try:
         with without_known_warnings(), torch.no_grad():
             exported = torch.export.export(module, values, dynamic_shapes=[{0: rows} for _ in values] or None)
-            aoti_compile_and_package(exported, package_path=str(path), inductor_configs=dict(_OPTIONS))
+            aoti_compile_and_package(exported, package_path=content, inductor_configs=dict(_OPTIONS))
     except Exception as error:  # torch raises errors of many kinds here
         raise LoweringError(
             f"the fx module cannot be compiled ahead of time: {type(error).__name__}",
             facts=str(error).strip().splitlines()[:8],
             hint="save it from backend='fx' or 'torchscript', and report it with the circuit's text",
         ) from error
+    path.write_bytes(content.getbuffer())  # torch's own writer ends the process when a disk is full
 
 
 class AotExecutable:

@@ -63,7 +63,8 @@ class TorchScriptExecutable:
     def save(self, path: Path) -> None:
         """Writes the module: `torch.jit.load` reads it, without tapeout."""
         with without_known_warnings():
-            self.script.save(str(path))
+            content = self.script.save_to_buffer()
+        path.write_bytes(content)  # torch's own writer ends the process when a disk is full
 
 
 def build(
