@@ -43,12 +43,17 @@ class ExecutionPass(Pass):
 
 def rewrite(roots: Roots, rule: Callable[[Circuit], Circuit], origins: Origins) -> Roots:
     """Every node, from the leaves up, over its rewritten children and then through `rule`."""
+    return rewrite_knowing(roots, lambda over, _: rule(over), origins)
+
+
+def rewrite_knowing(roots: Roots, rule: Callable[[Circuit, Circuit], Circuit], origins: Origins) -> Roots:
+    """The same for a rule that is also given the node as it was, of which the readers are known."""
     memo: dict[Circuit, Circuit] = {}
     made: set[Circuit] = set()
     for node in postorder(*roots):
         over = node.with_children(tuple([memo[child] for child in node.children]))
         try:
-            memo[node] = new = rule(over)
+            memo[node] = new = rule(over, node)
         except Exception as error:
             note_around(error, node, roots)
             raise

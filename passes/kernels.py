@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tapeout.passes.base import register
-from tapeout.passes.execution import ExecutionPass, Origins, Roots, rewrite
+from tapeout.passes.execution import ExecutionPass, Origins, Roots, readers_of, rewrite, rewrite_knowing
 from tapeout.passes.patterns.attention import attention
 from tapeout.passes.patterns.linear import biased_linear, linear
 from tapeout.passes.patterns.norms import layer_norm, rms_norm
 from tapeout.passes.patterns.rotary import rotary
 
-PATTERNS = (rms_norm, layer_norm, attention, rotary, biased_linear, linear)
-"""In the order in which they are looked for."""
+PATTERNS = (rms_norm, layer_norm, attention, rotary)
+"""In the order in which they are looked for; products with weights come last."""
 
 
 @register(
@@ -31,4 +31,6 @@ class Kernels(ExecutionPass):
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
         for recognise in PATTERNS:
             roots = rewrite(roots, recognise, origins)
-        return roots
+        elsewhere = {node for node, readers in readers_of(roots).items() if len(readers) > 1 or node in roots}
+        roots = rewrite_knowing(roots, lambda over, old: biased_linear(over, old, elsewhere), origins)
+        return rewrite(roots, linear, origins)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tapeout.ir import Add, Array, Circuit, Einsum, Index, Rearrange, RearrangeSpec, Scalar, postorder
+from tapeout.ir import Add, Array, Circuit, Einsum, Index, Rearrange, RearrangeSpec, Scalar, Symbol, postorder
 from tapeout.ir.axis_index import FULL, AxisIndex, Span
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots, readers_of
@@ -70,8 +70,8 @@ def _contracted(node: Circuit) -> Circuit:
     return Einsum(*inner.args, *factors, out_axes=[letters[axis] for axis in node.out_axes], name=None)
 
 
-Slot = tuple[Circuit, int]
-"""A tensor and an axis of it: what slices are taken of."""
+Slot = tuple[Circuit, tuple[AxisIndex | None, ...]]
+"""A tensor and what is taken of its axes, None where it is one entry: what slices differ in is which entries."""
 
 
 class _Roller:
@@ -176,7 +176,7 @@ class _Roller:
             seen.add(node)
             slot = _hole(node)
             if slot is not None:
-                places.append(_position(node, slot[1]))
+                places += _entries(node)
             else:
                 stack += [child for child in reversed(node.children) if self._keys[child] != self._numbers.get(child)]
         return tuple(places)
@@ -232,36 +232,41 @@ class _Roller:
 
 
 def _hole(node: Circuit) -> Slot | None:
-    """The slot of which the node is one entry, if it is `Index(w, i)` of a constant with one integer index."""
-    if not isinstance(node, Index) or not isinstance(node.node, Array):
+    """The slot of which the node is a slice, if it is one of a constant or an input."""
+    if not isinstance(node, Index) or not isinstance(node.node, Array | Symbol):
         return None
-    axes = [axis for axis, index in enumerate(node.axis_indices) if index != FULL]
-    return (node.node, axes[0]) if len(axes) == 1 and isinstance(node.axis_indices[axes[0]], int) else None
+    kept = tuple(None if isinstance(index, int) else index for index in node.axis_indices)
+    return (node.node, kept) if None in kept else None
 
 
-def _position(node: Circuit, axis: int) -> int:
-    index = node.axis_indices[axis]  # type: ignore[attr-defined]
-    return int(index) % int(node.children[0].shape[axis])  # type: ignore[arg-type]
+def _entries(node: Circuit) -> list[int]:
+    """Which entries a hole takes, one an axis of which it takes one."""
+    indices = zip(node.axis_indices, node.children[0].shape, strict=True)  # type: ignore[attr-defined]
+    return [index % size for index, size in indices if isinstance(index, int)]
 
 
 def _stack_holes(members: Sequence[Circuit]) -> Circuit | None:
-    """Entries of one tensor along an axis as a view of it; None if they are no run, possibly of repeated entries."""
+    """Slices of one tensor as a view of it; None if not one axis alone is a run, possibly of repeated entries."""
     slot = _hole(members[0])
     if slot is None or any(_hole(member) != slot for member in members):
         return None
-    tensor, axis = slot
-    positions = [_position(member, axis) for member in members]
-    if not _is_run(positions):
+    tensor, kept = slot
+    columns = [list(column) for column in zip(*map(_entries, members), strict=True)]
+    varying = [number for number, column in enumerate(columns) if len(set(column)) > 1]
+    if len(varying) != 1 or not _is_run(columns[varying[0]]):
         return None
+    entry_axes = [axis for axis, index in enumerate(kept) if index is None]
+    axis, positions = entry_axes[varying[0]], columns[varying[0]]
     block = _block(positions)
     run = positions[::block]
-    span = FULL if len(run) == tensor.shape[axis] else Span(run[0], run[0] + len(run))
-    view: Circuit = tensor
-    if span != FULL:
-        index: tuple[AxisIndex, ...] = (FULL,) * axis + (span,) + (FULL,) * (tensor.rank - axis - 1)
-        view = Index(tensor, index, name=None)
-    if axis:
-        order = [axis, *(i for i in range(tensor.rank) if i != axis)]
+    index = list[AxisIndex](0 if entry is None else entry for entry in kept)
+    for entry_axis, column in zip(entry_axes, columns, strict=True):
+        index[entry_axis] = column[0]
+    index[axis] = FULL if len(run) == tensor.shape[axis] else Span(run[0], run[0] + len(run))
+    view = tensor if all(entry == FULL for entry in index) else Index(tensor, tuple(index), name=None)
+    leading = sum(not isinstance(entry, int) for entry in index[:axis])
+    if leading:
+        order = [leading, *(i for i in range(view.rank) if i != leading)]
         view = Rearrange(view, RearrangeSpec.permute(order), name=None)
     return _repeat_blocks(view, block) if block > 1 else view
 

@@ -201,7 +201,9 @@ class Definition:
             case "mlp", _:
                 return tiny.mlp(layer, self._normed(NodeName("mlp_input", layer), (layer, "m"), on, patched))
             case "head", None:
-                return tiny.written(layer, head, of("pattern") @ of("v"))
+                return tiny.written(layer, head, of("z"))
+            case "head", "z":
+                return of("pattern") @ of("v")
             case "head", "pattern":
                 return tiny.pattern(of("q"), of("k"))
             case "head", ("k" | "v") if tiny.is_llama:

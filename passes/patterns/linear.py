@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from tapeout.ir import Add, Array, Circuit, Rearrange
 from tapeout.ir.einsum import Axes
 from tapeout.ir.kernels import Linear
@@ -16,14 +18,20 @@ def linear(node: Circuit) -> Circuit:
     return function(Linear(x_axes, weight_axes, None, out), x, weight)
 
 
-def biased_linear(node: Circuit) -> Circuit:
-    """The sum with each pair of a weight product and its bias made one."""
+def biased_linear(node: Circuit, old: Circuit, elsewhere: Set[Circuit]) -> Circuit:
+    """The sum with each pair of a weight product and its bias made one, unless something else reads the product.
+
+    Args:
+        node: the sum.
+        old: the sum before its children were rewritten.
+        elsewhere: what several nodes read.
+    """
     if not isinstance(node, Add) or len(node.children) < 2:
         return node
     rest = list(node.children)
-    for product in node.children:
+    for product, was in zip(node.children, old.children, strict=True):
         found = _weight_product(product)
-        if found is None or product.shape != node.shape:
+        if found is None or was in elsewhere or product.shape != node.shape:
             continue
         x, x_axes, weight, weight_axes, out = found
         for bias in rest:

@@ -8,6 +8,7 @@
 | `a8.h6.q`, `.k` | the two factors of the head's scores: with bias, after rotary |
 | `a8.h6.v` | what the head's attention weighs: with bias |
 | `a8.h6.pattern` | the head's attention probabilities, a row a query |
+| `a8.h6.z` | the values that the head has gathered, before its output weights |
 | `a8.kv2.k`, `a8.kv2.v` | the key and value of a group of heads that share them; `a8.h6.k` is one head's read |
 | `logits` | the logits |
 
@@ -27,12 +28,12 @@ END = -1
 """The last position."""
 
 Kind = Literal["embeds", "attn_input", "head", "kv", "mlp_input", "mlp", "final_input", "logits"]
-HeadPart = Literal["q", "k", "v", "pattern"]
+HeadPart = Literal["q", "k", "v", "pattern", "z"]
 
 _PATTERNS: tuple[tuple[Kind, str], ...] = (
     ("embeds", r"embeds"),
     ("attn_input", r"a(?P<layer>\d+)\.input"),
-    ("head", r"a(?P<layer>\d+)\.h(?P<head>\d+)(\.(?P<part>q|k|v|pattern))?"),
+    ("head", r"a(?P<layer>\d+)\.h(?P<head>\d+)(\.(?P<part>q|k|v|pattern|z))?"),
     ("kv", r"a(?P<layer>\d+)\.kv(?P<head>\d+)\.(?P<part>k|v)"),
     ("mlp_input", r"m(?P<layer>\d+)\.input"),
     ("mlp", r"m(?P<layer>\d+)"),
@@ -44,8 +45,8 @@ _POSITIONS = re.compile(r"(?P<name>[^@\s]+)(\s*@\s*(?P<positions>[^@]+))?")
 _BY_POSITION = re.compile(r"(?P<name>.+)_t(?P<position>\d+)")
 
 # Where in a layer a part is computed: data flows from the smaller to the larger.
-_STAGE = {"attn_input": 0, "kv": 1, "mlp_input": 5, "mlp": 6}
-_HEAD_STAGE = {"q": 2, "k": 2, "v": 2, "pattern": 3, None: 4}
+_STAGE = {"attn_input": 0, "kv": 1, "mlp_input": 6, "mlp": 7}
+_HEAD_STAGE = {"q": 2, "k": 2, "v": 2, "pattern": 3, "z": 4, None: 5}
 
 
 @dataclass(frozen=True, slots=True)

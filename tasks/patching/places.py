@@ -126,36 +126,40 @@ def _the_one(circuit: Circuit, name: NodeName, found: list[Circuit]) -> Circuit:
     )
 
 
-_READERS: Mapping[HeadPart, str] = {
-    "q": "a.attn_scores_raw",
-    "k": "a.attn_scores_raw",
-    "v": "a.comb_v",
-    "pattern": "a.comb_v",
+_OPERANDS: Mapping[HeadPart, tuple[str | None, int | None, int | None]] = {
+    "q": ("a.attn_scores_raw", 0, None),
+    "k": ("a.attn_scores_raw", 1, None),
+    "v": ("a.comb_v", None, 1),
+    "pattern": ("a.comb_v", 0, None),
+    "z": (None, 0, None),
 }
+"""For each part of a head the product that reads it (None: the head itself), and which axes of the product are its own.
+
+The products are `qc,kc->qk`, `qk,kV->qV` and `sV,dV->sd`: a part is told by the axis that it shares with the result.
+"""
 
 
 def _part_of(name: NodeName, head: Circuit) -> Place:
-    """The operand of the head's own product that is the part: of its scores, or of its weighted sum of values.
-
-    The scores are `qc,kc->qk` and the sum `qk,kV->qV`: an operand is told by the axes that it shares with the result.
-    """
+    """The operand of one of the head's own products that is the part."""
     part = name.part
     if part is None:
         return Place(name, head)
-    reader = _nearest(head, _READERS[part])
-    if not isinstance(reader, Einsum):
+    product, *own = _OPERANDS[part]
+    reader = head if product is None else _nearest(head, product)
+    if not isinstance(reader, Einsum) or len(reader.out_axes) < 2:
+        why = "it is no product itself" if product is None else f"nothing of it is called {product!r}"
         raise MatchError(
-            f"{head!r} shows no {part}: nothing of it is called {_READERS[part]!r}",
+            f"{head!r} shows no {part}: {why}",
             hint="substitute the head's modules first, as models.split_circuit does",
         )
-    q, last = reader.out_axes[-2:]
-    rows = {"q": (q, None), "k": (last, None), "v": (None, last), "pattern": (q, None)}[part]
+    result = reader.out_axes[-2:]
+    shared = tuple(None if axis is None else result[axis] for axis in own)
     matching = [
         operand
         for operand, axes in enumerate(reader.in_axes)
         if len(axes) >= 2
-        and set(axes[-2:]) != {q, last}
-        and all(want is None or have == want for want, have in zip(rows, axes[-2:], strict=True))
+        and set(axes[-2:]) != set(result)
+        and all(want is None or have == want for want, have in zip(shared, axes[-2:], strict=True))
     ]
     if len(matching) != 1:
         raise MatchError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
+from typing import get_args
 
 import pytest
 import tiny
@@ -13,7 +14,7 @@ from splits import by_head_and_position, difference
 
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, MatchError
-from tapeout.tasks.patching import END, NodeName, Path, Site, node_names, path_patch
+from tapeout.tasks.patching import END, HeadPart, NodeName, Path, Site, node_names, path_patch
 
 ROWS, LENGTH, VOCABULARY = 2, 4, 11
 MODELS = {"gpt2": tiny.gpt2, "llama": tiny.llama}
@@ -31,7 +32,7 @@ def parts_of(circuit: Circuit) -> list[NodeName]:
     """Every part that there is, those of heads too."""
     names = node_names(circuit)
     heads = [name for name in names if name.kind == "head"]
-    inside = [NodeName("head", name.layer, name.head, part) for name in heads for part in ("q", "k", "v", "pattern")]
+    inside = [NodeName("head", name.layer, name.head, part) for name in heads for part in get_args(HeadPart)]
     return sorted(names + inside, key=lambda name: (name.order, str(name)))
 
 
