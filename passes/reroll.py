@@ -242,7 +242,7 @@ def _hole(node: Circuit) -> Slot | None:
 def _entries(node: Circuit) -> list[int]:
     """Which entries a hole takes, one an axis of which it takes one."""
     indices = zip(node.axis_indices, node.children[0].shape, strict=True)  # type: ignore[attr-defined]
-    return [index % size for index, size in indices if isinstance(index, int)]
+    return [index % int(size) for index, size in indices if isinstance(index, int)]  # type: ignore[arg-type]
 
 
 def _stack_holes(members: Sequence[Circuit]) -> Circuit | None:

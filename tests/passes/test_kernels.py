@@ -363,6 +363,15 @@ def test_of_two_products_each_takes_a_bias() -> None:
     check_value(circuit)
 
 
+def test_a_product_that_is_read_elsewhere_is_not_computed_again_with_its_bias() -> None:
+    product = einsum("si,oi->so", DATA, weight(5, WIDTH))
+    with_bias = Add(product, weight(5, seed=2), name="with bias")
+    for roots in [(with_bias, product), (with_bias, apply("tanh", product)), (Add(with_bias, apply("exp", product)),)]:
+        assert specs(*roots) == ["Linear"]
+    deeper = einsum("so,io->si", apply("tanh", with_bias), weight(WIDTH, 5, seed=3))
+    assert specs(Add(deeper, weight(WIDTH, seed=4)), deeper, product) == ["Linear", "Linear"]
+
+
 def test_a_bias_added_twice_and_a_product_added_twice() -> None:
     product, bias = einsum("sh,oh->so", DATA, weight(3, WIDTH)), weight(3, seed=2)
     check_value(Add(product, bias, bias), Add(product, product, bias))

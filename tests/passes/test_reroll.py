@@ -294,6 +294,40 @@ def test_weights_are_used_in_place() -> None:
     assert {n.value.data_ptr() for n in postorder(*rolled(circuit)) if isinstance(n, Array)} == arrays
 
 
+def mixed(entries: list[tuple[Any, ...]], shape: tuple[int, ...] = (2, 4, 3)) -> Add:
+    """The heads of a layer, each times its slice [SEQ] of an input."""
+    masks = Symbol.new_with_none_uuid(shape, "masks")
+    heads = zip(layer().children, entries, strict=False)
+    return Add(*(Einsum.from_einsum_string("sd,s->sd", head, Index(masks, entry, "mask")) for head, entry in heads))
+
+
+ROLLED = {
+    "one layer of masks": [(1, head) for head in range(4)],
+    "heads before layers": [(head, 1) for head in range(4)],
+    "positions before heads": [(slice(None), head, 1) for head in range(4)],
+}
+APART = {
+    "no two of one layer": [(0, 0), (1, 1), (0, 2), (1, 3)],
+    "backwards": [(1, head) for head in (3, 2, 1, 0)],
+    "in another order": [(1, head) for head in (0, 2, 1, 3)],
+}
+SHAPES = {"heads before layers": (4, 2, 3), "positions before heads": (3, 4, 2)}
+
+
+def with_masks(circuit: Circuit, shape: tuple[int, ...]) -> torch.Tensor:
+    return bind_row(circuit, [("masks", tensor(*shape, seed=7))]).evaluate("float64")
+
+
+@pytest.mark.parametrize("case", [*ROLLED, *APART])
+def test_slices_of_an_input_are_stacked_as_those_of_a_weight(case: str) -> None:
+    shape = SHAPES.get(case, (2, 4, 3))
+    circuit = mixed((ROLLED | APART)[case], shape)
+    (new,) = rolled(circuit)
+    assert_close(with_masks(new, shape), with_masks(circuit, shape))
+    reads = [node for node in postorder(new) if any(isinstance(child, Symbol) for child in node.children)]
+    assert len(reads) == (1 if case in ROLLED else 4)
+
+
 @given(SEEDS)
 def test_random_circuits_keep_their_value(seed: int) -> None:
     circuit = random_circuit(Random(seed))
