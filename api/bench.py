@@ -25,7 +25,7 @@ def bench(
     model: Annotated[str, typer.Argument(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts, of one template.")] = 100,
     backend: Annotated[
-        list[str] | None, typer.Option(help="A backend to measure (fx, torchscript, inductor); fx by default.")
+        list[str] | None, typer.Option(help="A backend to measure (fx, torchscript, inductor, onnx); fx by default.")
     ] = None,
     dtype: Annotated[
         list[str] | None, typer.Option(help="A dtype to measure (float32, bfloat16, float64); float32 by default.")

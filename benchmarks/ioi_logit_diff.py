@@ -2,6 +2,7 @@
 
     python benchmarks/ioi_logit_diff.py [--model gpt2-small] [--model smollm2-135m] [--backend fx] [--repeat 7] [--json]
 
+With --backend onnx and onnxscript installed, also what torch.onnx.export makes of Hugging Face's model.
 gpt2-small has random weights and prompts like one template's; see tapeout.tasks.ioi.bench for the limit.
 """
 
@@ -78,7 +79,9 @@ def main() -> None:
     parser.add_argument(
         "--model", action="append", help="gpt2-small (random weights) or what load_circuit takes; both by default"
     )
-    parser.add_argument("--backend", action="append", help="fx, inductor or torchscript; fx and inductor by default")
+    parser.add_argument(
+        "--backend", action="append", help="fx, inductor, onnx or torchscript; fx and inductor by default"
+    )
     parser.add_argument("--dtype", action="append", help="float32 and bfloat16 by default")
     parser.add_argument("--repeat", type=int, default=7, help="rounds; medians are reported")
     parser.add_argument("--json", action="store_true", help="print one JSON object a model")

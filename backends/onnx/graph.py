@@ -43,6 +43,7 @@ class Lowering:
         self._shapes: dict[Value, Shape] = {}
         self._made: dict[tuple[Any, ...], Value] = {}
         self._constants: dict[tuple[Any, ...], Value] = {}
+        self._data = set[Value]()
         self._inputs = list(inputs)
         for symbol in inputs:
             self.values[symbol] = self._value(symbol.name, symbol.shape, self.dtype_of(symbol))
@@ -132,7 +133,8 @@ class Lowering:
         """The graph's value for a constant tensor, called after the array that it is made of.
 
         It is stored once, as it lies in memory: other views of the same memory are transposed, reshaped or repeated
-        from that.
+        from that. Integers are data (tokens, labels): inputs with a default value, or a runtime would compute what
+        depends on them when it loads the model.
         """
         source = node
         while source.children:
@@ -147,6 +149,8 @@ class Lowering:
         key = (lying.data_ptr(), lying.dtype, _merged(lying)) if lying.numel() else (lying.dtype, tuple(lying.shape))
         if key not in self._constants:
             self._constants[key] = self._initializer(lying, name)
+            if not value.dtype.is_floating_point:
+                self._data.add(self._constants[key])
         out = self.reshape(self._constants[key], tuple(lying.shape))
         out = self.permute(out, [order.index(axis) for axis in range(once.ndim)])
         return self.expand(out, tuple(value.shape))
@@ -309,7 +313,12 @@ class Lowering:
         constants = [value for value in self._constants.values() if value in read]
         self._name(given, outputs, [self.name_of(root) for root in roots], constants, nodes)
         graph = onnx_ir.Graph(
-            given, outputs, nodes=nodes, initializers=constants, opset_imports={"": self.opset}, name="circuit"
+            [*given, *(value for value in constants if value in self._data)],
+            outputs,
+            nodes=nodes,
+            initializers=constants,
+            opset_imports={"": self.opset},
+            name="circuit",
         )
         return onnx_ir.Model(graph, ir_version=IR_VERSION, producer_name="tapeout")
 

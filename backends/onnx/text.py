@@ -12,7 +12,8 @@ def readable(model: onnx_ir.Model) -> str:
     graph = model.graph
     lines = [
         f"# opset {graph.opset_imports['']}, IR version {model.ir_version}",
-        f"inputs {_listed(graph.inputs)}",
+        f"inputs {_listed(value for value in graph.inputs if value.name not in graph.initializers)}",
+        *(f"data {_listed([value])}" for value in graph.inputs if value.name in graph.initializers),
         *(f"{_typed(value)} = weights" for value in graph.initializers.values() if _is_weight(value)),
     ]
     for node in graph:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from tapeout.compiler import Compiled, compile
+from tapeout.compiler import compile
 from tapeout.compiler.measure import measure
 from tapeout.ir.errors import UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset
+from tapeout.tasks.ioi.exported import exported_logit_diff
 from tapeout.tasks.ioi.setting import Setting, hugging_face_logit_diff
 
 MATMUL = (1600, 768, 3072)
@@ -90,7 +92,7 @@ def run_bench(
 
     Raises:
         UnsupportedError: if `repeat` is less than 1.
-        TapeoutError: see `compile`.
+        TapeoutError: see `compile`. What a backend does not support is said and left out.
     """
     if repeat < 1:
         raise UnsupportedError(f"{repeat} rounds measure nothing", hint="use 1 or more, or leave it out")
@@ -127,21 +129,31 @@ def _ways(
     }
     made: dict[str, float] = {}
 
-    def add(name: str, make: Callable[[], Compiled], values: dict[str, torch.Tensor]) -> None:
+    def add(name: str, make: Callable[[], Call]) -> None:
         say(f"compiling: {name}")
         start = time.perf_counter()
-        compiled = make()
-        compiled(**values)  # the first call may compile
+        try:
+            call = make()
+            call()  # the first call may compile
+        except UnsupportedError as error:
+            say(f"left out: {name}: {error.message}; {error.hint}")
+            return
         made[name] = time.perf_counter() - start
-        calls[name] = lambda: compiled(**values)
+        calls[name] = call
 
-    inputs = setting.inputs
+    def of_inputs(backend: str, dtype: str) -> Call:
+        return partial(compile(setting.metric, backend, list(setting.inputs), dtype), **setting.inputs)
+
+    def bound(backend: str, dtype: str) -> Call:
+        return compile(bind_dataset(setting.metric, setting.tokens, setting.labels), backend, dtype=dtype)
+
+    if "onnx" in backends:
+        add("torch.onnx.export, last logits", partial(exported_logit_diff, setting))
     for backend in backends:
         for dtype in dtypes:
-            add(f"{backend} {dtype}", lambda b=backend, d=dtype: compile(setting.metric, b, list(inputs), d), inputs)  # type: ignore[misc]
+            add(f"{backend} {dtype}", partial(of_inputs, backend, dtype))
     for backend in backends:
-        add(f"{backend} {dtypes[0]}, prompts bound", lambda b=backend: compile(  # type: ignore[misc]
-            bind_dataset(setting.metric, setting.tokens, setting.labels), b, dtype=dtypes[0]), {})  # fmt: skip
+        add(f"{backend} {dtypes[0]}, prompts bound", partial(bound, backend, dtypes[0]))
     return calls, made
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
+import onnxruntime as ort
 import pytest
 import torch
 from batches import WRONG_INPUTS, Batch, as_tuple
@@ -362,6 +363,26 @@ def test_parts_of_a_batch_that_fit_in_memory() -> None:
     whole = compile(circuit, "onnx", INPUTS)
     parts = compile(circuit, "onnx", INPUTS, max_memory=whole.cost(2).peak_bytes)
     assert_close(parts(**data(7)), whole(**data(7)), F32)
+
+
+def test_what_depends_on_bound_prompts_is_computed_at_each_call(tmp_path: Path) -> None:
+    """And not when the model is loaded: they are inputs of the file with a default value."""
+    from tapeout.tasks.ioi.circuit import bind_dataset
+
+    model, values = gpt2(seed=43), data(6)
+    circuit = difference(by_head_and_position(model, LENGTH))
+    bound = compile(bind_dataset(circuit, *values.values()), "onnx")
+    expected = compile(circuit, "fx", INPUTS)(**values)
+    assert_close(bound(), expected, F32)
+    bound.executable.save(tmp_path / "model.onnx")  # type: ignore[attr-defined]
+    check_file(onnx.load(tmp_path / "model.onnx"))
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    assert session.get_inputs() == [] and session.get_overridable_initializers()
+    assert_close(torch.from_numpy(session.run(None, {})[0]), expected, F32)
+    left = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert {"Gemm", "LayerNormalization"} <= left
 
 
 # -- options
