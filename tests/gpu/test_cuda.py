@@ -66,7 +66,7 @@ def test_the_catalogue(backend: str) -> None:
         assert_close(value.cpu(), expected, F64)
 
 
-@pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor"])
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor", "onnx"])
 @pytest.mark.parametrize("family", MODELS)
 def test_a_split_model(family: str, backend: str) -> None:
     check(model(family, backend, "cuda:0"), family)
@@ -108,12 +108,23 @@ def test_cuda_graphs_take_values_on_the_gpu_only() -> None:
         CudaGraphs(model("gpt2", "fx", "cuda:0").executable)(*tokens(2).values())
 
 
-@pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor"])
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor", "onnx"])
 def test_artefacts(backend: str, tmp_path: Path) -> None:
     model("gpt2", backend, "cuda:0").save(tmp_path / backend)
     check(load(tmp_path / backend))
 
 
-def test_an_fx_artefact_moves_when_it_is_loaded(tmp_path: Path) -> None:
-    model("gpt2", "fx", "cpu").save(tmp_path / "fx")
-    check(load(tmp_path / "fx", "cuda:0"))
+@pytest.mark.parametrize("backend", ["fx", "onnx"])
+def test_a_portable_artefact_moves_when_it_is_loaded(backend: str, tmp_path: Path) -> None:
+    model("gpt2", backend, "cpu").save(tmp_path / backend)
+    check(load(tmp_path / backend, "cuda:0"))
+
+
+def test_onnx_in_bfloat16_runs_on_the_gpu_and_nowhere_else() -> None:
+    circuit = difference(by_head_and_position(gpt2(), 5))
+    compiled = compile(circuit, "onnx", INPUTS, dtype="bfloat16", device="cuda:0")
+    assert compiled.executable._session.get_providers()[0] == "CUDAExecutionProvider"  # type: ignore[attr-defined]
+    values = tokens(7)
+    assert_close(compiled(**on_gpu(values)).cpu(), model("gpt2", "fx", "cpu")(**values), torch.bfloat16)
+    with pytest.raises(UnsupportedError, match="cannot run the model"):
+        compiled.to("cpu")
