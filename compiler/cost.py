@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,6 +15,9 @@ from tapeout.ir.axis_index import Picks
 from tapeout.ir.einsum import write_einsum
 from tapeout.ir.kernels import Attention, Linear
 from tapeout.ir.sizes import Size
+
+Sizes = int | Mapping[str, int]
+"""What symbolic sizes are taken to be: all of them one number (the batch), or each dimension its own."""
 
 _VIEWS = frozenset(("Tag", "SetSymbolicShape", "Scalar", "Array", "Symbol"))
 
@@ -45,8 +48,8 @@ class Cost:
         return self.weight_bytes + self.packed_bytes + self.peak_activation_bytes
 
     @staticmethod
-    def of(roots: Sequence[Circuit], batch: int, dtype: torch.dtype, packed_bytes: int = 0) -> Cost:
-        """Counts. Symbolic sizes (the batch) are taken to be `batch`."""
+    def of(roots: Sequence[Circuit], batch: Sizes, dtype: torch.dtype, packed_bytes: int = 0) -> Cost:
+        """Counts, with symbolic sizes taken to be `batch`."""
         order = list(postorder(*roots))
         working = [node for node in order if not _is_view(node)]
         width = dtype.itemsize
@@ -73,28 +76,28 @@ def _is_view(node: Circuit) -> bool:
     return node.kind in _VIEWS
 
 
-def size_of(size: Size, batch: int) -> int:
+def size_of(size: Size, batch: Sizes) -> int:
     if isinstance(size, int):
         return size
     out = size.factor
-    for _ in size.dims:
-        out *= batch
+    for name in size.dims:
+        out *= batch if isinstance(batch, int) else batch[name]
     return out
 
 
-def elements(node: Circuit, batch: int) -> int:
+def elements(node: Circuit, batch: Sizes) -> int:
     out = 1
     for size in node.shape:
         out *= size_of(size, batch)
     return out
 
 
-def _bytes(node: Circuit, batch: int, width: int) -> int:
+def _bytes(node: Circuit, batch: Sizes, width: int) -> int:
     dtype = node.torch_dtype
     return elements(node, batch) * (width if dtype is None or dtype.is_floating_point else dtype.itemsize)
 
 
-def _flops(node: Circuit, batch: int) -> int:
+def _flops(node: Circuit, batch: Sizes) -> int:
     if isinstance(node, Einsum):
         return _product_flops(node.children, node.in_axes, node.out_axes, batch)
     if isinstance(node, GeneralFunction) and isinstance(node.spec, Linear):
@@ -108,7 +111,7 @@ def _flops(node: Circuit, batch: int) -> int:
 
 
 def _product_flops(
-    children: Sequence[Circuit], axes: Sequence[tuple[int, ...]], out: tuple[int, ...], batch: int
+    children: Sequence[Circuit], axes: Sequence[tuple[int, ...]], out: tuple[int, ...], batch: Sizes
 ) -> int:
     """Two for each multiplication whose result is added up, one for each that is not; many operands go in pairs."""
     operands = [(child, own) for child, own in zip(children, axes, strict=True) if own]
@@ -131,7 +134,7 @@ def _weight_bytes(order: Sequence[Circuit], dtype: torch.dtype) -> int:
     return sum(storages.values())
 
 
-def _peak(order: Sequence[Circuit], roots: Sequence[Circuit], batch: int, width: int) -> int:
+def _peak(order: Sequence[Circuit], roots: Sequence[Circuit], batch: Sizes, width: int) -> int:
     """Values are freed after their last reader; what is a view of a value keeps it."""
     owner: dict[Circuit, Circuit] = {}
     for node in order:

@@ -1,0 +1,273 @@
+"""A sweep: many variants of a model evaluated together, what they share once.
+
+A variant changes what is written to the residual stream at one of its cuts (see `anatomy`). The baseline
+and the patch data are each run once, and the changes of all heads of a layer are made together (see
+`changes`). Then a variant on a prompt is a row like any other: it enters at its cut, over the prompt's
+stream there, and goes through the rest of the model beside all rows that have entered before. Positions
+before the first change are not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+
+from tapeout.compiler.compile import DTYPES
+from tapeout.compiler.cost import Cost
+from tapeout.compiler.inputs import check_values
+from tapeout.compiler.measure import measure
+from tapeout.ir import Circuit
+from tapeout.ir.dtypes import as_dtype
+from tapeout.ir.errors import DataError, TypeMismatchError
+from tapeout.tasks.patching.anatomy import anatomy
+from tapeout.tasks.patching.changes import Changes
+from tapeout.tasks.patching.data import Data, rows_of
+from tapeout.tasks.patching.pieces import Pieces, Values, Window
+from tapeout.tasks.patching.plan import Entry, Plan, Portions
+from tapeout.tasks.patching.result import SweepResult, as_result
+from tapeout.tasks.patching.variants import Variant, Variants, With, listed
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+_RATE_ROWS = 1536
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a sweep takes, before it runs.
+
+    Attributes:
+        variants: how many variants there are, and
+        unchanged: how many of them change nothing and are not computed.
+        calls: calls of compiled parts.
+        flops: floating-point operations.
+        seconds: these at the rate of a matrix product of the model's size on this machine, measured now. What is
+            no product comes on top, usually a fifth to a third.
+        weight_bytes: the weights.
+        portions: how many prompts, variants and positions are computed at once.
+    """
+
+    variants: int
+    unchanged: int
+    calls: int
+    flops: int
+    seconds: float
+    weight_bytes: int
+    portions: Portions
+
+
+class Sweep:
+    """A sweep that is planned and checked, and can be estimated and run.
+
+    Args:
+        circuit: a metric of one prompt [], of a model that is split by head (`models.split_circuit`).
+        variants: what is varied: see `heads`, `edges`, `direct`, ..., or a list such as
+            `["a5.h3", "a2.h1@END -> a4.h0.q"]`.
+        baseline: the data of the run that is changed: `tokens` [N, SEQ] and `labels` [N, 2], or an IOIDataset.
+        patch: the data that values are taken from, row i for row i of the baseline; by default the baseline.
+        backend, dtype, device: see `compile`.
+        max_memory: bytes that weights and values may take, by an estimate; fewer prompts and variants are then
+            computed at once. None for no limit.
+        progress: told what is done.
+
+    Attributes:
+        variants: the grid.
+        plan: in which order it is computed.
+        pieces: what was compiled; counts the operations of all runs.
+
+    Raises:
+        DataError: for datasets of unequal size or length, or variants that are there twice.
+        MatchError: for a circuit that is not a split model's, a part that it does not have, or a path against
+            the direction of data flow.
+        ShapeError: for a circuit that is no metric, or a position outside of the sequence.
+        UnsupportedError: if `max_memory` is less than one variant on one prompt takes, or the circuit was edited so
+            that its residual stream cannot be cut.
+    """
+
+    def __init__(
+        self,
+        circuit: Circuit,
+        variants: Variants | Iterable[Variant | str],
+        baseline: Data,
+        patch: Data | None = None,
+        *,
+        backend: str = "fx",
+        dtype: str | torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        max_memory: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.variants = variants if isinstance(variants, Variants) else listed(variants)
+        self.backend, self.dtype, self.device = backend, as_dtype(dtype), torch.device(device)
+        if self.dtype not in DTYPES:
+            raise TypeMismatchError(f"cannot compute in {self.dtype}", hint="use float32, float64 or bfloat16")
+        self.baseline = _rows(circuit, baseline)
+        self.patch = {**self.baseline, **(_rows(circuit, patch) if patch is not None else {})}
+        _check_pair(self.baseline, self.patch)
+        self.progress = progress or (lambda what, done, total: None)
+        self.anatomy = anatomy(circuit, list(self.baseline), self.dtype)
+        for data in (self.baseline, self.patch):
+            check_values(self.anatomy.inputs, data, self.device)
+        self.prompts = len(next(iter(self.baseline.values())))
+        self.plan = Plan(self.variants, self.anatomy, self.baseline, self.patch)
+        self.pieces = Pieces(self.anatomy, backend, self.dtype, self.device)
+        self.portions = self.plan.portions(self.pieces, self.prompts, max_memory)
+
+    def estimate(self) -> Estimate:
+        """What `run` will take. Nothing is compiled and nothing computed, but for one product to see how fast it is."""
+        dry = Pieces(self.anatomy, self.backend, self.dtype, torch.device("meta"))
+        for part in self._parts():
+            _Run(self, dry, part, self._means(dry)).run(lambda batch, metric: None)
+        weights = Cost.of([self.anatomy.root], 1, self.dtype).weight_bytes
+        hidden = int(self.anatomy.cuts[0].node.shape[-1])  # type: ignore[arg-type]
+        rate = _matmul_rate(hidden, self.dtype, self.device)
+        unchanged = len(self.plan.unchanged)
+        return Estimate(
+            len(self.variants), unchanged, dry.calls, dry.flops, dry.flops / rate, weights, self.portions
+        )  # fmt: skip
+
+    def run(self) -> SweepResult:
+        """Computes everything.
+
+        An interruption (Ctrl-C) gives what is finished: the rest is NaN, and `complete` is False.
+        """
+        values: Any = np.full((*self.variants.shape, self.prompts), np.nan)
+        baseline: Any = np.full(self.prompts, np.nan)
+        complete, done, total = True, 0, len(self.plan.entries) * len(self._parts())
+        try:
+            means = self._means(self.pieces)
+            for part in self._parts():
+                run = _Run(self, self.pieces, part, means)
+                baseline[part] = run.baseline.double().cpu().numpy()
+                for cell in self.plan.unchanged:
+                    values[(*cell, part)] = baseline[part]
+
+                def keep(batch: Sequence[Entry], metric: torch.Tensor, part: slice = part) -> None:
+                    nonlocal done
+                    for entry, row in zip(batch, metric.double().cpu().numpy(), strict=True):
+                        values[(*entry.cell, part)] = row
+                    done += len(batch)
+                    self.progress("variants", done, total)
+
+                run.run(keep)
+        except KeyboardInterrupt:
+            complete = False
+        return as_result(self.variants, values, baseline, complete)
+
+    def _parts(self) -> list[slice]:
+        """The prompts that are computed at once."""
+        step = self.portions.prompts
+        return [slice(at, min(at + step, self.prompts)) for at in range(0, self.prompts, step)]
+
+    def _means(self, pieces: Pieces) -> dict[Circuit, torch.Tensor]:
+        """Means over all prompts of what is taken from the patch data, if any variant takes means."""
+        if all(entry.variant.with_ != "mean" for entry in self.plan.entries):
+            return {}
+        total: dict[Circuit, torch.Tensor] = {}
+        for part in self._parts():
+            for node, value in values_on(pieces, self.plan.taken_nodes(), self.patch, part).items():
+                summed = value.sum(0, keepdim=True)
+                total[node] = total[node] + summed if node in total else summed
+        return {node: value / self.prompts for node, value in total.items()}
+
+
+class _Run:
+    """A sweep over some of its prompts."""
+
+    def __init__(self, sweep: Sweep, pieces: Pieces, part: slice, means: Values) -> None:
+        self.sweep, self.plan, self.pieces, self.anatomy = sweep, sweep.plan, pieces, sweep.anatomy
+        self.base = values_on(pieces, self.plan.base_nodes(pieces), sweep.baseline, part)
+        self.baseline = self.base[self.anatomy.root]
+        self.prompts = part.stop - part.start
+        instead: dict[With, Values] = {"mean": means}
+        if any(entry.variant.with_ == "patch" for entry in self.plan.entries):
+            instead["patch"] = values_on(pieces, self.plan.taken_nodes(), sweep.patch, part)
+        self.changes = Changes(pieces, self.base, instead, self.plan.first)
+
+    def run(self, keep: Callable[[Sequence[Entry], torch.Tensor], None]) -> None:
+        for batch in self.plan.batches(self.sweep.portions.variants):
+            keep(batch, self._through(batch))
+
+    def _through(self, batch: Sequence[Entry]) -> torch.Tensor:
+        """The metric of the variants [VARIANTS, PROMPTS]: each enters at its cut and goes through the rest."""
+        cuts = self.anatomy.cuts
+        ends = [*(cut.node for cut in cuts[1:]), self.anatomy.root]
+        window = Window(batch[0].start, self.anatomy.length, self.anatomy.length)
+        entering = {cut: list(group) for cut, group in groupby(batch, key=lambda entry: entry.job.cut)}
+        first = min(entering)
+        live = self._entered(entering[first], window)
+        for number in range(first, len(cuts)):
+            if number in entering and number > first:
+                live = torch.cat([live, self._entered(entering[number], window)])
+            live = self._advanced(cuts[number].node, ends[number], live, window)
+        return live.reshape(len(batch), self.prompts)
+
+    def _entered(self, entries: Sequence[Entry], window: Window) -> torch.Tensor:
+        """The stream at a cut with the changes of the variants that enter there: [VARIANTS * PROMPTS, ...]."""
+        changes = []
+        for _, group in groupby(entries, key=lambda entry: entry.job.key):
+            same = list(group)
+            changes.append(self.changes.of(same[0].job, [entry.variant for entry in same], window.start))
+        stream = self.base[self.anatomy.cuts[entries[0].job.cut].node]
+        stream = stream if stream.ndim == 2 else stream[:, window.start :]
+        return (stream + torch.cat(changes)).flatten(0, 1)
+
+    def _advanced(self, start: Circuit, end: Circuit, x: torch.Tensor, window: Window) -> torch.Tensor:
+        """The stream at the next cut, or the metric, some rows at a time."""
+        piece = self.pieces.between(start, end)
+        wide = x.shape[1] if x.ndim == 3 else 1
+        step = max(1, self.sweep.portions.positions // wide)
+        prompts = torch.arange(len(x), device=self.pieces.device) % self.prompts
+        parts = [piece(x[at : at + step], self.base, prompts[at : at + step], window) for at in range(0, len(x), step)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def values_on(
+    pieces: Pieces, nodes: tuple[Circuit, ...], data: Mapping[str, torch.Tensor], part: slice
+) -> dict[Circuit, torch.Tensor]:
+    """The values of nodes on some prompts of a dataset."""
+    symbols = [each.batched for each in pieces.anatomy.inputs]
+    run = pieces.made(("values", nodes), lambda: pieces.part(nodes, symbols))
+    given = [data[each.name][part] for each in pieces.anatomy.inputs]
+    out = run(*given)
+    return dict(zip(nodes, out if len(nodes) > 1 else (out,), strict=True))
+
+
+def _rows(circuit: Circuit, data: Data) -> dict[str, torch.Tensor]:
+    rows = rows_of(data)
+    return {name: value for name, value in rows.items() if circuit.are_any_found(name)}
+
+
+def _check_pair(baseline: Mapping[str, torch.Tensor], patch: Mapping[str, torch.Tensor]) -> None:
+    for name, value in baseline.items():
+        if value.shape != patch[name].shape:
+            raise DataError(
+                f"baseline {name} {list(value.shape)} and patch {name} {list(patch[name].shape)} do not go together",
+                hint="row i of the one is patched into row i of the other: both need as many rows, of equal length "
+                "(dataset.gen_flipped_prompts keeps both)",
+            )
+
+
+def _matmul_rate(hidden: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of a product of the model's size."""
+    left = torch.randn(_RATE_ROWS, hidden, dtype=dtype, device=device)
+    right = torch.randn(hidden, 4 * hidden, dtype=dtype, device=device)
+    seconds = measure({"matmul": lambda: float((left @ right)[0, 0])}, 5)["matmul"]
+    return 2 * _RATE_ROWS * hidden * 4 * hidden / seconds
+
+
+def sweep(
+    circuit: Circuit,
+    variants: Variants | Iterable[Variant | str],
+    baseline: Data,
+    patch: Data | None = None,
+    **settings: Any,
+) -> SweepResult:
+    """The metric of many variants of a model, evaluated together. Args and errors: see `Sweep`."""
+    return Sweep(circuit, variants, baseline, patch, **settings).run()

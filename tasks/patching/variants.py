@@ -1,0 +1,263 @@
+"""What a sweep is over: variants of a model, each at its place in a grid with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Literal
+
+from tapeout.ir import Circuit
+from tapeout.ir.errors import DataError, MatchError
+from tapeout.tasks.patching.names import END, NameIn, NodeName, parse_name, parse_site
+from tapeout.tasks.patching.places import find, node_names
+
+With = Literal["patch", "zero", "mean"]
+"""What a part takes instead of its value: its value on the patch data, zero, or its mean over the patch data."""
+
+Part = Literal["out", "q", "k", "v", "pattern"]
+Label = int | str
+Cell = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One change of a model.
+
+    Attributes:
+        what: the part that takes another value.
+        positions: at which positions; None for all.
+        into: the only part that sees it; None for everything that reads it.
+        with_: what it takes instead.
+    """
+
+    what: NodeName
+    positions: tuple[int, ...] | None = None
+    into: NodeName | None = None
+    with_: With = "patch"
+
+    def __str__(self) -> str:
+        at = "" if self.positions is None else "@" + ",".join(map(str, self.positions))
+        return f"{self.what}{at}" + ("" if self.into is None else f" -> {self.into}")
+
+    @staticmethod
+    def of(what: NameIn, into: NameIn | None = None, with_: With = "patch") -> Variant:
+        """A variant from names: `Variant.of("a5.h3@END", into="a8.h6.q")`."""
+        site = parse_site(what)
+        return Variant(site.name, site.positions, None if into is None else parse_name(into), with_)
+
+
+@dataclass(frozen=True, slots=True)
+class Variants:
+    """A grid of variants; some of its cells may be empty.
+
+    Attributes:
+        dims: the names of the grid's axes.
+        coords: the labels along each.
+        cells: the variants by their place in the grid.
+    """
+
+    dims: tuple[str, ...]
+    coords: Mapping[str, Sequence[Label]]
+    cells: Mapping[Cell, Variant] = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(self.coords[dim]) for dim in self.dims)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+def listed(variants: Iterable[Variant | str]) -> Variants:
+    """Any variants, in a row: the axis `variant` has their texts as labels.
+
+    Raises:
+        DataError: if one is listed twice.
+    """
+    found = [each if isinstance(each, Variant) else _read(each) for each in variants]
+    if len(set(found)) < len(found):
+        twice = sorted({str(each) for each in found if found.count(each) > 1})
+        raise DataError(f"variants are listed twice: {', '.join(twice)}", hint="list each once")
+    return Variants(("variant",), {"variant": [str(v) for v in found]}, {(i,): v for i, v in enumerate(found)})
+
+
+def _read(text: str) -> Variant:
+    what, arrow, into = text.partition("->")
+    return Variant.of(what.strip(), into.strip() if arrow else None)
+
+
+def heads(
+    circuit: Circuit,
+    part: Part = "out",
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    with_: With = "patch",
+) -> Variants:
+    """Each head by itself: axes `layer` and `head`.
+
+    Args:
+        circuit: the split model.
+        part: which part of the heads changes: the output, q, k, v or the pattern.
+        layers: which layers; all by default.
+        positions: at which positions it changes, all at once; all by default.
+        with_: what it takes instead.
+    """
+    rows, columns = _heads_of(circuit, layers)
+    at = None if positions is None else tuple(positions)
+    cells: dict[Cell, Variant] = {
+        (i, j): Variant(_head(layer, head, part), at, None, with_)
+        for (i, layer), (j, head) in product(enumerate(rows), enumerate(columns))
+    }
+    return Variants(("layer", "head"), {"layer": rows, "head": columns}, cells)
+
+
+def heads_by_position(
+    circuit: Circuit,
+    part: Part = "out",
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    with_: With = "patch",
+) -> Variants:
+    """Each head at each position by itself: axes `layer`, `head` and `position`. Args: see `heads`."""
+    rows, columns = _heads_of(circuit, layers)
+    places = list(range(_length(circuit))) if positions is None else list(positions)
+    cells: dict[Cell, Variant] = {
+        (i, j, k): Variant(_head(layer, head, part), (place,), None, with_)
+        for (i, layer), (j, head), (k, place) in product(enumerate(rows), enumerate(columns), enumerate(places))
+    }
+    coords: dict[str, list[int]] = {"layer": rows, "head": columns, "position": places}
+    return Variants(("layer", "head", "position"), coords, cells)
+
+
+def mlps(
+    circuit: Circuit,
+    layers: Sequence[int] | None = None,
+    by_position: bool = False,
+    positions: Sequence[int] | None = None,
+    with_: With = "patch",
+) -> Variants:
+    """Each MLP by itself: axis `layer`, and `position` if `by_position`. Args: see `heads`."""
+    rows = [name.layer for name in node_names(circuit) if name.kind == "mlp" and name.layer is not None]
+    rows = sorted(rows if layers is None else layers)
+    return _by_layer(circuit, [NodeName("mlp", layer) for layer in rows], rows, by_position, positions, with_)
+
+
+def residual_streams(
+    circuit: Circuit,
+    by_position: bool = False,
+    positions: Sequence[int] | None = None,
+    with_: With = "patch",
+) -> Variants:
+    """The residual stream before each attention and MLP and at the end: axis `layer`, and `position` if `by_position`.
+
+    Args: see `heads`.
+    """
+    names = [name for name in node_names(circuit) if name.is_residual and name.kind != "embeds"]
+    return _by_layer(circuit, names, [str(name) for name in names], by_position, positions, with_)
+
+
+def _by_layer(
+    circuit: Circuit,
+    names: Sequence[NodeName],
+    labels: Sequence[Label],
+    by_position: bool,
+    positions: Sequence[int] | None,
+    with_: With,
+) -> Variants:
+    if not by_position:
+        at = None if positions is None else tuple(positions)
+        return Variants(
+            ("layer",), {"layer": labels}, {(i,): Variant(name, at, None, with_) for i, name in enumerate(names)}
+        )
+    places = list(range(_length(circuit))) if positions is None else list(positions)
+    cells: dict[Cell, Variant] = {
+        (i, k): Variant(name, (place,), None, with_)
+        for (i, name), (k, place) in product(enumerate(names), enumerate(places))
+    }
+    return Variants(("layer", "position"), {"layer": labels, "position": places}, cells)
+
+
+def direct(
+    circuit: Circuit,
+    positions: Sequence[int] | None = (END,),
+    into: NameIn = "final.input",
+    layers: Sequence[int] | None = None,
+    with_: With = "patch",
+) -> Variants:
+    """What each head writes directly to one place, everything between frozen: axes `layer` and `head`.
+
+    Args:
+        circuit: the split model.
+        positions: at which positions; the last by default, None for all.
+        into: what reads it: `final.input`, `a8.h6.q`, `m5.input`, ...
+        layers: whose heads; by default all before that place.
+        with_: what the heads take instead.
+    """
+    receiver = parse_name(into)
+    rows, columns = _heads_of(circuit, layers)
+    rows = [layer for layer in rows if layers is not None or NodeName("head", layer, 0).order < receiver.order]
+    at = None if positions is None else tuple(positions)
+    cells: dict[Cell, Variant] = {
+        (i, j): Variant(NodeName("head", layer, head), at, receiver, with_)
+        for (i, layer), (j, head) in product(enumerate(rows), enumerate(columns))
+    }
+    return Variants(("layer", "head"), {"layer": rows, "head": columns}, cells)
+
+
+def edges(
+    circuit: Circuit,
+    part: Literal["q", "k", "v"] = "q",
+    positions: Sequence[int] | None = (END,),
+    senders: Iterable[NameIn] | None = None,
+    receivers: Iterable[NameIn] | None = None,
+    with_: With = "patch",
+) -> Variants:
+    """What each head writes directly to the queries (keys, values) of each head of a later layer.
+
+    Axes `sender` and `receiver`; cells against the direction of data flow are empty.
+
+    Args:
+        circuit: the split model.
+        part: which read of the receiver.
+        positions: at which positions of the sender's output; the last by default, None for all.
+        senders: heads, MLPs or `embeds`; all heads by default.
+        receivers: heads; all by default.
+        with_: what the senders take instead.
+    """
+    layers, columns = _heads_of(circuit, None)
+    everyone = [NodeName("head", layer, head) for layer in layers for head in columns]
+    sending = everyone if senders is None else [parse_name(name) for name in senders]
+    receiving = everyone if receivers is None else [parse_name(name).owner for name in receivers]
+    at = None if positions is None else tuple(positions)
+    cells = dict[Cell, Variant]()
+    for (i, sender), (j, receiver) in product(enumerate(sending), enumerate(receiving)):
+        into = NodeName("head", receiver.layer, receiver.head, part)
+        if sender.order[0] < into.order[0]:
+            cells[i, j] = Variant(sender, at, into, with_)
+    coords = {"sender": [str(name) for name in sending], "receiver": [str(name) for name in receiving]}
+    return Variants(("sender", "receiver"), coords, cells)
+
+
+def _head(layer: int, head: int, part: Part) -> NodeName:
+    return NodeName("head", layer, head, None if part == "out" else part)
+
+
+def _heads_of(circuit: Circuit, layers: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    names = [name for name in node_names(circuit) if name.kind == "head" and name.part is None]
+    if not names:
+        raise MatchError(
+            f"{circuit!r} has no heads a0.h0, a0.h1, ...", hint="split the model first: models.split_circuit"
+        )
+    present = sorted({name.layer for name in names if name.layer is not None})
+    missing = sorted(set(layers or ()) - set(present))
+    if missing:
+        raise MatchError(
+            f"there are no layers {', '.join(map(str, missing))}", hint=f"layers go from 0 to {present[-1]}"
+        )
+    heads = sorted({name.head for name in names if name.head is not None})
+    return list(present if layers is None else layers), heads
+
+
+def _length(circuit: Circuit) -> int:
+    return int(find(circuit, "embeds").node.shape[0])  # type: ignore[arg-type]
