@@ -52,6 +52,7 @@ class OnnxExecutable:
             raise UnsupportedError("there is neither a model nor a file", hint="give one of them")
         self._nothing = torch.empty(1, device=device)  # an address for tensors without entries
         self._inputs = [each.name for each in self._session.get_inputs()]
+        self._shapes = [each.shape for each in self._session.get_inputs()]
         self._outputs = [(each.name, each.shape, _DTYPES[each.type]) for each in self._session.get_outputs()]
 
     @property
@@ -67,8 +68,17 @@ class OnnxExecutable:
     def __call__(self, *values: torch.Tensor) -> Any:
         given = [value.detach().contiguous() for value in values]
         rows = len(given[0]) if given else 1
+        sizes = {
+            name: size
+            for shape, value in zip(self._shapes, given, strict=True)
+            for name, size in zip(shape, value.shape, strict=True)
+        }
         results = [
-            torch.empty([size if isinstance(size, int) else rows for size in shape], dtype=dtype, device=self.device)
+            torch.empty(
+                [size if isinstance(size, int) else sizes.get(size, rows) for size in shape],
+                dtype=dtype,
+                device=self.device,
+            )
             for _, shape, dtype in self._outputs
         ]
         binding = self._session.io_binding()
