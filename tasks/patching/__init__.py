@@ -23,16 +23,16 @@ from tapeout.tasks.patching.variants import (
 )
 
 __all__ = [
+    "END",
+    "PATCH_TOKENS",
     "Ablate",
     "ActivationPatch",
-    "END",
     "Estimate",
     "Exposed",
     "HeadPart",
     "Maskable",
     "Masked",
     "NodeName",
-    "PATCH_TOKENS",
     "Path",
     "PathPatch",
     "Place",

@@ -111,7 +111,8 @@ class Changes:
 
     def of(self, job: Job, variants: Sequence[Variant], start: int) -> torch.Tensor:
         """What the variants change at the job's cut: [VARIANTS, PROMPTS, HIDDEN] or with positions from `start` on."""
-        changes = self._edges(job, variants) if job.variant.into is not None else self._parts(job, variants)
+        into = job.variant.into
+        changes = self._parts(job, variants) if into is None else self._edges(job, into, variants)
         cut = self.anatomy.cuts[job.cut]
         if cut.position is None:
             return torch.stack([each.window(start, self.anatomy.length) for each in changes])
@@ -243,10 +244,9 @@ class Changes:
 
     # -- edges
 
-    def _edges(self, job: Job, variants: Sequence[Variant]) -> list[Rows]:
+    def _edges(self, job: Job, into: NodeName, variants: Sequence[Variant]) -> list[Rows]:
         """What changes at the job's cut if senders change in the eyes of one receiver."""
-        into, with_, positions = job.variant.into, job.variant.with_, job.variant.positions
-        assert into is not None
+        with_, positions = job.variant.with_, job.variant.positions
         if into.is_residual:
             return [self.written(variant.what, with_, positions) for variant in variants]
         senders = list(dict.fromkeys(variant.what for variant in variants))

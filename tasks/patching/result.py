@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -95,8 +96,16 @@ class SweepResult:
         """What `save` wrote under that path."""
         path = Path(path)
         about = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
-        with np.load(path.with_name(f"{path.name}.npz"), allow_pickle=False) as arrays:
-            return labelled(about["coords"], arrays["values"], arrays["baseline"], about["complete"])
+        with ZipFile(path.with_name(f"{path.name}.npz")) as file:
+            values, baseline = (_read_array(file, name) for name in ("values", "baseline"))
+        return labelled(about["coords"], values, baseline, about["complete"])
+
+
+def _read_array(file: ZipFile, name: str) -> np.ndarray[Any, Any]:
+    """An array of an npz file; one that would have to be unpickled is refused."""
+    with file.open(f"{name}.npy") as stream:
+        out: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        return out
 
 
 def as_result(
