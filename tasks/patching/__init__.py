@@ -2,6 +2,7 @@
 
 from tapeout.tasks.patching.activations import Ablate, ActivationPatch, ablate, activation_patch
 from tapeout.tasks.patching.data import PATCH_TOKENS
+from tapeout.tasks.patching.edits import sweep_edits
 from tapeout.tasks.patching.expose import Exposed, expose
 from tapeout.tasks.patching.masks import Maskable, Masked, mask_name, masked
 from tapeout.tasks.patching.names import END, HeadPart, NodeName, Site, parse_name, parse_site
@@ -61,4 +62,5 @@ __all__ = [
     "path_patch",
     "residual_streams",
     "sweep",
+    "sweep_edits",
 ]

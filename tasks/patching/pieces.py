@@ -23,7 +23,7 @@ from tapeout.ir import Add, Array, Circuit, Concat, Einsum, GeneralFunction, Ind
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.functions import Cast, GenIndex
-from tapeout.ir.kernels import Attention
+from tapeout.ir.kernels import Attention, Rotary
 from tapeout.ir.sizes import UNKNOWN, SymbolicSize, dim
 from tapeout.tasks.patching.anatomy import NAMESPACE, Anatomy
 
@@ -357,8 +357,17 @@ class _Windowed:
         shape = (*node.shape[:axis], PAST, node.shape[-1])
         return Concat(self._input(node, shape, past_of_prompt(node, axis), "past"), self.memo[node], axis=axis)
 
+    def _rotary(self, node: GeneralFunction, axes: Mapping[Circuit, int]) -> Circuit:
+        """The tables are those of the window's positions."""
+        x, *tables = node.children
+        behind = x.rank - axes[x]
+        parts = (self._child(table, table.rank - behind if table.rank >= behind else None) for table in tables)
+        return node.with_children((self.memo[x], *parts))
+
     def _function(self, node: GeneralFunction, axes: Mapping[Circuit, int]) -> Circuit:
         """Functions of one entry, or of the last axis, which is none of positions."""
+        if isinstance(node.spec, Rotary) and set(axes) == {node.children[0]}:
+            return self._rotary(node, axes)
         by_row = not isinstance(node.spec, GenIndex) and all(
             axis == child.rank - 2 or axis < child.rank - 1 for child, axis in axes.items()
         )

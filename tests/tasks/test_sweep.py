@@ -19,6 +19,7 @@ from tapeout.ir.errors import DataError, MatchError, ShapeError, TapeoutError, U
 from tapeout.tasks.ioi.circuit import bind_dataset
 from tapeout.tasks.patching import PATCH_TOKENS, expose, path_patch
 from tapeout.tasks.patching import variants as of
+from tapeout.tasks.patching.edits import sweep_edits
 from tapeout.tasks.patching.names import Site
 from tapeout.tasks.patching.result import SweepResult
 from tapeout.tasks.patching.sweep import Sweep, sweep
@@ -241,6 +242,33 @@ def test_the_result_has_labels_and_is_saved(gpt2: Circuit, tmp_path: Path) -> No
     assert not list((tmp_path / "deep").glob(".*")), "nothing is left behind"
     with pytest.raises(MatchError, match="the axes are sender, receiver"):
         mean.mean("prompt")
+
+
+def test_edits_equal_what_is_known_by_name(metric: Circuit) -> None:
+    names = ["a0.h0", "a1.h1@2", "a0.h1 -> a2.h0.q", "m1"]
+    edits: dict[str, Any] = {name: name for name in names}
+    edits["m1"] = lambda circuit: path_patch(circuit, "m1")
+    said: list[tuple[str, int, int]] = []
+    found = sweep_edits(metric, edits, BASELINE, PATCH, progress=lambda *done: said.append(done), **F64)
+    expected = sweep(metric, names, BASELINE, PATCH, **F64)
+    assert np.abs(found.to_numpy() - expected.to_numpy()).max() < 1e-12
+    assert np.abs(found.baseline.to_numpy() - expected.baseline.to_numpy()).max() < 1e-12
+    assert found.complete and list(found.values["variant"].values) == names and said == [("edits", 4, 4)]
+
+
+def test_edits_of_several_parts_at_once(gpt2: Circuit) -> None:
+    both = {"both": ["a1.h0", "a1.h1"], "all of it": "logits"}
+    found = sweep_edits(gpt2, both, BASELINE, PATCH, **F64).to_numpy()
+    assert np.abs(found[0] - path_patch(gpt2, both["both"], BASELINE, PATCH).evaluate("float64").numpy()).max() < 1e-12
+    expected = bind_dataset(gpt2, PATCH["tokens"], BASELINE["labels"]).evaluate("float64").numpy()
+    assert np.abs(found[1] - expected).max() < 1e-12
+    with pytest.raises(DataError, match="give at least one"):
+        sweep_edits(gpt2, {}, BASELINE, PATCH)
+
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    assert not sweep_edits(gpt2, both, BASELINE, PATCH, progress=stop).complete
 
 
 BAD: dict[str, tuple[type[TapeoutError], str, Any]] = {
