@@ -88,9 +88,10 @@ class IOIDataset:
         device: where the tensors live.
 
     Raises:
-        DataError: an unknown option; fewer than one prompt, or more than can be distinct; fewer
-            templates of one length than asked for; a tokenizer in which too few words are single tokens,
-            in which a prompt's words merge with their surroundings, or without a token to pad with.
+        DataError: an unknown option, a tokenizer or a device that is none; fewer than one prompt, or more
+            than can be distinct; fewer templates of one length than asked for; a tokenizer in which too few
+            words are single tokens, in which a prompt's words merge with their surroundings, or without a
+            token to pad with.
         ModelError: no tokenizer was given, and GPT-2's cannot be loaded.
     """
 
@@ -121,6 +122,12 @@ class IOIDataset:
         _check_choice("prompt_family", prompt_family, FAMILY_NAMES)
         _check_choice("lengths", lengths, ("equal", "any"))
         _check_positive("N", N)
+        self.device = _device(device)
+        if tokenizer is not None and not callable(tokenizer):
+            raise DataError(
+                f"a tokenizer was given as {type(tokenizer).__qualname__}",
+                hint="pass the tokenizer that load_circuit returns, or another of transformers'",
+            )
         encoder = PromptEncoder(load_default_tokenizer() if tokenizer is None else tokenizer)
         set_default_tokenizer(encoder.tokenizer)
         templates = _choose_templates(encoder.template_lengths, lengths, nb_templates)
@@ -136,7 +143,6 @@ class IOIDataset:
         self._encoder = encoder
         self._rng = rng
         self.templates_used = tuple(TEMPLATES[template] for template in templates)
-        self.device = torch.device(device)
         self._fill(encoder.encode(space.draw(N, prompt_type, rng)))
 
     def _fill(self, rows: tuple[EncodedPrompt, ...]) -> None:
@@ -246,6 +252,13 @@ class IOIDataset:
         return self._with_rows(self._encoder.encode(flipped), rng)
 
 
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DataError(f"device is {device!r}, which is none", hint='use "cpu" or "cuda"') from error
+
+
 def _check_choice(option: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise DataError(
@@ -255,7 +268,9 @@ def _check_choice(option: str, value: str, allowed: Collection[str]) -> None:
 
 
 def _check_positive(option: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int):
+        raise DataError(f"{option} is {value!r}, which is no whole number", hint=f"use {option} >= 1")
+    if value < 1:
         raise DataError(f"{option} is {value!r}: an IOI dataset cannot be empty", hint=f"use {option} >= 1")
 
 

@@ -610,7 +610,7 @@ def test_an_unknown_flip_is_an_error_that_lists_the_known_ones(bpe: PreTrainedTo
     assert caught.value.hint == "use one of 'IO', 'S1', 'S2', 'S', 'order'"
 
 
-@pytest.mark.parametrize("options", [{"N": 0}, {"N": -3}, {"N": 2.5}, {"nb_templates": 0}])
+@pytest.mark.parametrize("options", [{"N": 0}, {"N": -3}, {"nb_templates": 0}])
 def test_an_empty_dataset_is_an_error(bpe: PreTrainedTokenizerFast, options: dict[str, Any]) -> None:
     ((option, _),) = options.items()
     with pytest.raises(DataError, match="cannot be empty") as caught:
@@ -752,3 +752,19 @@ def test_more_tokens_than_there_are_is_an_error(k: int) -> None:
     with pytest.raises(DataError, match=f"k is {k}, and there are 6 tokens") as caught:
         top_tokens(LOGITS, k, None)
     assert caught.value.hint == "use k from 1 to 6"
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"tokenizer": 5}, "given as int", "load_circuit returns"),
+        ({"device": "nowhere"}, "device is 'nowhere'", '"cpu" or "cuda"'),
+        ({"N": 2.5}, "N is 2.5, which is no whole number", "N >= 1"),
+    ],
+)
+def test_options_of_the_wrong_kind(
+    bpe: PreTrainedTokenizerFast, options: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        IOIDataset(**{"tokenizer": bpe, **options})
+    assert hint in caught.value.hint
