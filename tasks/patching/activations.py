@@ -17,8 +17,8 @@ from tapeout.tasks.patching.expose import check_one_row, expose, rebuild
 from tapeout.tasks.patching.names import NameIn, NodeName, Site, parse_site
 
 With = Literal["zero", "mean", "resample"]
-Values = Callable[[Sequence[Circuit]], Sequence[Circuit]]
-"""From nodes to what takes their places."""
+Values = Callable[[Circuit, Sequence[Circuit]], Sequence[Circuit]]
+"""From a circuit and nodes of it to what takes their places."""
 
 
 @register(
@@ -42,7 +42,12 @@ class ActivationPatch(Pass):
     def run(self, circuit: Circuit) -> Circuit:
         symbol = patch_symbol(circuit)
         sites = sites_of(circuit, self.nodes, self.positions)
-        return replaced(circuit, sites, lambda nodes: [on_patch_data(node, symbol) for node in nodes])
+
+        def values(exposed: Circuit, nodes: Sequence[Circuit]) -> list[Circuit]:
+            patched = on_patch_data(exposed, symbol)
+            return [patched[node] for node in nodes]
+
+        return replaced(circuit, sites, values)
 
 
 @register(
@@ -172,16 +177,16 @@ def replaced(circuit: Circuit, sites: Sequence[Site], values: Values) -> Circuit
     """The circuit with others in the places of the sites' nodes; `values` is given these as they were."""
     exposed = expose(circuit, sites)
     nodes = [node for site in sites for node in exposed.nodes[site]]
-    new = dict(zip(nodes, values(nodes), strict=True))
+    new = dict(zip(nodes, values(exposed.circuit, nodes), strict=True))
     return rebuild(exposed.circuit, lambda old, over, _: new.get(old, over))[exposed.circuit]
 
 
-def _zeros(nodes: Sequence[Circuit]) -> list[Circuit]:
+def _zeros(_: Circuit, nodes: Sequence[Circuit]) -> list[Circuit]:
     return [Scalar(0.0, node.shape, f"zero.{node.name}") for node in nodes]
 
 
 def _means(tokens: torch.Tensor) -> Values:
-    def means(nodes: Sequence[Circuit]) -> list[Circuit]:
+    def means(_: Circuit, nodes: Sequence[Circuit]) -> list[Circuit]:
         dtype = torch.float64 if nodes[0].torch_dtype is torch.float64 else torch.float32
         found = evaluate_many(nodes, {"tokens": tokens}, dtype=dtype)
         return [

@@ -10,7 +10,7 @@ from tapeout.ir import Circuit, Symbol
 from tapeout.ir.errors import DataError
 from tapeout.tasks.ioi import IOIDataset
 from tapeout.tasks.ioi.circuit import bind_rows
-from tapeout.tasks.patching.expose import check_one_row
+from tapeout.tasks.patching.expose import check_one_row, rebuild
 
 PATCH_TOKENS = "patch.tokens"
 """The name of the symbol [SEQ] that holds the tokens of the patch data."""
@@ -51,9 +51,9 @@ def patch_symbol(circuit: Circuit) -> Symbol:
     return Symbol.new_with_none_uuid(tokens.shape, PATCH_TOKENS, tokens.torch_dtype)
 
 
-def on_patch_data(node: Circuit, symbol: Symbol) -> Circuit:
-    """The node computed from the patch data."""
-    return node.update("tokens", lambda _: symbol)
+def on_patch_data(circuit: Circuit, symbol: Symbol) -> Mapping[Circuit, Circuit]:
+    """For every node of the circuit the same node computed from the patch data; all are made in one walk."""
+    return rebuild(circuit, lambda old, new, _: symbol if old.op_name == "tokens" else new)
 
 
 def check_pair(circuit: Circuit, baseline: Data | None, patch: Data | None) -> dict[str, torch.Tensor] | None:

@@ -105,10 +105,10 @@ class _Exposer:
         self, circuit: Circuit, places: Mapping[NodeName, Place], positions: Mapping[Site, tuple[int, ...] | None]
     ) -> None:
         self.places, self.positions = places, positions
-        self.rows: dict[NodeName, dict[int, Circuit]] = {}
+        self.wanted: dict[NodeName, set[int]] = {}
         for site, at in positions.items():
-            if at is not None and site.name not in self.rows:
-                self.rows[site.name] = _existing_rows(circuit, site, places[site.name])
+            self.wanted.setdefault(site.name, set()).update(at or ())
+        self.rows = _existing_rows(circuit, {places[name]: at for name, at in self.wanted.items()})
         streams = [place.node for name, place in places.items() if name.is_residual and isinstance(place.node, Add)]
         self.streams = tuple(sorted(dict.fromkeys(streams), key=lambda node: len(node.children)))
         self.operands: dict[Circuit, list[Place]] = {}
@@ -131,8 +131,8 @@ class _Exposer:
 
     def _cuts(self, name: NodeName) -> list[int]:
         """The positions of a part that are to be rows and are not."""
-        wanted = {p for site, at in self.positions.items() if site.name == name and at is not None for p in at}
-        return sorted(wanted) if wanted - set(self.rows.get(name, {})) else []
+        wanted = self.wanted[name]
+        return sorted(wanted) if wanted - set(self.rows.get(name, ())) else []
 
     def change(self, old: Circuit, new: Circuit, rebuilt: Mapping[Circuit, Circuit]) -> Circuit:
         """What stands for a node, given the same over the new children."""
@@ -187,11 +187,15 @@ class _Exposer:
         return out
 
 
-def _existing_rows(circuit: Circuit, site: Site, place: Place) -> dict[int, Circuit]:
-    """The rows that a split by position has given a part already."""
-    names = {site.row_name(position): position for position in range(int(place.node.shape[0]))}  # type: ignore[arg-type]
-    rows = {names[node.name]: node for node in circuit.get(set(names))}
-    return {p: row for p, row in rows.items() if row is Index(place.node, (slice(p, p + 1),), name=row.op_name)}
+def _existing_rows(circuit: Circuit, wanted: Mapping[Place, Iterable[int]]) -> dict[NodeName, dict[int, Circuit]]:
+    """The rows that a split by position has given parts already."""
+    names = {Site(place.name).row_name(p): (place, p) for place, positions in wanted.items() for p in positions}
+    rows: dict[NodeName, dict[int, Circuit]] = {}
+    for node in circuit.get(set(names)) if names else ():
+        place, p = names[node.name]
+        if node is Index(place.node, (slice(p, p + 1),), name=node.op_name):
+            rows.setdefault(place.name, {})[p] = node
+    return rows
 
 
 Change = Callable[[Circuit, Circuit, Mapping[Circuit, Circuit]], Circuit]

@@ -49,8 +49,10 @@ class Masked(Pass):
         exposed = expose(circuit, map(Site, masks))
         mask_of = {exposed.nodes[Site(name)][0]: mask for name, mask in masks.items()}
 
+        patched = on_patch_data(exposed.circuit, symbol)
+
         def mixed(old: Circuit, new: Circuit, _: object) -> Circuit:
-            return _mix(new, on_patch_data(old, symbol), mask_of[old]) if old in mask_of else new
+            return _mix(new, patched[old], mask_of[old]) if old in mask_of else new
 
         return rebuild(exposed.circuit, mixed)[exposed.circuit]
 

@@ -11,7 +11,7 @@ from tapeout.ir.errors import DataError, MatchError
 from tapeout.passes import substitute_all_modules
 from tapeout.passes.base import Pass, register
 from tapeout.tasks.patching.data import Data, bound, check_pair, on_patch_data, patch_symbol
-from tapeout.tasks.patching.expose import check_one_row, expose
+from tapeout.tasks.patching.expose import expose
 from tapeout.tasks.patching.names import NodeName, Site
 from tapeout.tasks.patching.places import find, locate, node_names, present
 from tapeout.tasks.patching.routes import Arrival, Path, arrivals_of, matcher_of, parse_path, survey, tree_of
@@ -54,7 +54,8 @@ class PathPatch(Pass):
         if self.freeze_norm:
             circuit = _norms_opened(circuit)
         given = _as_list(self.paths)
-        named = [_with_positions(parse_path(path), self.t, circuit) for path in given if _is_named(path)]
+        length = int(symbol.shape[0])  # type: ignore[arg-type]
+        named = [_with_positions(parse_path(path), self.t, length) for path in given if _is_named(path)]
         circuit, matcher = _routes_by_name(circuit, named, self.between, self.allow_missing)
         matchers = [IterativeMatcher(path) for path in given if not _is_named(path)]
         for each in matchers:
@@ -68,7 +69,9 @@ class PathPatch(Pass):
             matcher = IterativeMatcher.all(matcher, new_traversal(term_early_at=_SCALE))
         if matchers or self.between == "frozen":
             _check_apart(circuit, matcher)
-        return circuit.update(matcher, lambda node: on_patch_data(node, symbol))
+        patched = on_patch_data(circuit, symbol)
+        # Below a node there may be other paths' senders: it is another node then, and all of it is replaced.
+        return circuit.update(matcher, lambda node: patched.get(node) or node.update("tokens", lambda _: symbol))
 
 
 def path_patch(
@@ -141,12 +144,11 @@ def _check_options(options: PathPatch) -> None:
         )
 
 
-def _with_positions(path: Path, t: int | Sequence[int] | None, circuit: Circuit) -> Path:
+def _with_positions(path: Path, t: int | Sequence[int] | None, length: int) -> Path:
     """The path with the positions of its sender filled in, and all positions counted from 0."""
     sender, *receivers = path.steps
     if sender.positions is None and t is not None:
         sender = Site(sender.name, (t,) if isinstance(t, int) else tuple(t))
-    length = int(check_one_row(circuit).shape[0])  # type: ignore[arg-type]
     return Path(tuple(site.counted_from_0(length) for site in (sender, *receivers)))
 
 
