@@ -14,6 +14,7 @@ from tapeout.compile_command import compile
 from tapeout.export_command import export
 from tapeout.ioi import ioi
 from tapeout.ir.errors import TapeoutError
+from tapeout.patch_command import patch
 from tapeout.show import show
 from tapeout.verify_command import verify
 
@@ -29,6 +30,7 @@ app.command()(bench)
 app.command()(compare)
 app.command()(export)
 app.command()(verify)
+app.command()(patch)
 app.command()(show)
 
 

@@ -1,0 +1,144 @@
+"""`tapeout patch`: a sweep of patched variants on IOI prompts, as numbers and as a heat map."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tapeout.compiler.compile import BACKENDS
+from tapeout.ir.errors import ArtefactError
+from tapeout.ir.folders import written_folder
+from tapeout.progress import progress_line
+from tapeout.tasks.patching.experiment import FlipName, PatchResult, SweepName, run_patch
+from tapeout.tasks.patching.heat_map import heat_map, write_heat_map
+from tapeout.tasks.patching.sweep import Estimate
+from tapeout.tasks.patching.variants import Part
+
+SUMMARY = "summary.json"
+_INTERRUPTED = 130
+_TITLES = {
+    "heads": "Activation patching of heads",
+    "heads-positions": "Activation patching of heads by position",
+    "edges": "Path patching from head to head, at the end",
+    "direct": "Path patching from heads to the logits, at the end",
+}
+
+
+def patch(
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, unless --force.")],
+    model: Annotated[str, typer.Argument(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
+    sweep: Annotated[
+        SweepName,
+        typer.Option(help="Each head; each at each position; each head as each later one reads it; as the logits do."),
+    ] = "heads",
+    metric: Annotated[Literal["logit-diff"], typer.Option(help="What is measured.")] = "logit-diff",
+    part: Annotated[
+        Part | None,
+        typer.Option(help="Which part of a head: out by default; of --sweep edges the receiver's q, k or v, q first."),
+    ] = None,
+    flip: Annotated[
+        FlipName, typer.Option(help="What differs in the prompts that values are patched from; names: all names.")
+    ] = "names",
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts.")] = 20,
+    prompt_type: Annotated[
+        Literal["mixed", "ABBA", "BABA"], typer.Option(help="Which name comes first; see tapeout ioi.")
+    ] = "mixed",
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    backend: Annotated[str, typer.Option(help=f"What computes: {', '.join(BACKENDS)}.")] = "fx",
+    dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")] = "float32",
+    max_memory: Annotated[
+        float | None, typer.Option(help="GB that weights and values may take; less is then computed at once.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that this command wrote.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Patches each head of a model and measures the logit difference, all variants in one sweep.
+
+    The prompts are those of tapeout ioi; values are patched from the same prompts with other names. An effect is the
+    logit difference with the patch less that without it, its mean over the prompts: strongly negative where the model
+    needs what the head brings.
+
+    The folder holds sweep.npz and sweep.json (every variant on every prompt, with labels), summary.json (what --json
+    prints), and heat_map.png and heat_map.html (the values under the pointer). Ctrl-C writes what is finished.
+
+    Exit code 2: bad options, model or data. 130: interrupted.
+    """
+    target = out.resolve()
+    _check_target(target, force)
+    with progress_line(quiet=as_json) as notify:
+        result = run_patch(
+            model,
+            sweep,
+            part=part,
+            flip=flip,
+            n=n,
+            prompt_type=prompt_type,
+            seed=seed,
+            backend=backend,
+            dtype=dtype,
+            max_memory=None if max_memory is None else int(max_memory * 1e9),
+            planned=None if as_json else _say_estimate,
+            progress=notify,
+        )
+        notify("drawing the heat map", 0, 0)
+        _write(result, target)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        _print(result, target)
+    if not result.result.complete:
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not target.exists():
+        return
+    if not force:
+        raise ArtefactError(f"{target} exists", hint="give another name, or --force to replace it")
+    if not (target / SUMMARY).is_file():
+        raise ArtefactError(
+            f"{target} exists and was not written by this command", hint="give another name, or remove what is there"
+        )
+
+
+def _say_estimate(estimate: Estimate) -> None:
+    print(
+        f"{estimate.variants} variants: {estimate.flops / 1e12:.2f} TFLOP in {estimate.calls} calls, "
+        f"about {estimate.seconds:.0f} s or a little more",
+        file=sys.stderr,
+    )
+
+
+def _write(result: PatchResult, target: Path) -> None:
+    with written_folder(target) as folder:
+        result.result.save(folder / "sweep")
+        (folder / SUMMARY).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+        matrix = result.matrix().rename("change of the logit difference")
+        write_heat_map(heat_map(matrix, f"{_TITLES[result.sweep]}: {result.model}"), folder)
+
+
+def _print(result: PatchResult, target: Path) -> None:
+    console = Console()
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=not console.is_terminal)
+
+    strongest = result.strongest()
+    axes = list(strongest[0][0]) if strongest else []
+    table = Table(*axes, "effect", title=f"{escape(result.model)}: strongest of {result.estimate.variants} variants")
+    for labels, effect in strongest:
+        table.add_row(*map(str, labels.values()), f"{effect:+.4f}")
+    for column in table.columns:
+        column.justify = "right"
+    console.print(table)
+    line(f"logit difference {float(result.result.baseline.mean()):.4f} over {result.n} prompts without a patch")
+    line(f"{result.sweep_seconds:.1f} s for the sweep, {result.seconds:.1f} s in all; written to {escape(str(target))}")
+    if not result.result.complete:
+        line("interrupted: what was not computed is left blank")
