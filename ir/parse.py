@@ -6,47 +6,22 @@ The text is read line by line; a node is built when the lines below it have been
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from tapeout.ir.add import Add
-from tapeout.ir.array import Array
 from tapeout.ir.circuit import Circuit
-from tapeout.ir.concat import Concat
-from tapeout.ir.discrete_var import DiscreteVar
-from tapeout.ir.dtypes import as_dtype
-from tapeout.ir.einsum import Einsum
 from tapeout.ir.errors import ParseError, TapeoutError
 from tapeout.ir.gc_pause import without_gc
-from tapeout.ir.general_function import GeneralFunction, function_by_name
-from tapeout.ir.index import Index
-from tapeout.ir.module import Module, ModuleArgSpec
-from tapeout.ir.parse_details import (
-    BRACKETED,
-    Tensors,
-    TensorTable,
-    check_content,
-    read_axes,
-    read_index,
-    read_shape,
-    read_spec,
-    read_uuid,
-)
-from tapeout.ir.quote import QUOTED, quote, unquote
-from tapeout.ir.rearrange import Rearrange
-from tapeout.ir.scalar import Scalar
-from tapeout.ir.scatter import Scatter
-from tapeout.ir.set_symbolic_shape import SetSymbolicShape
-from tapeout.ir.sizes import Shape, format_shape
+from tapeout.ir.module import ModuleArgSpec
+from tapeout.ir.parse_details import BRACKETED, Tensors, TensorTable, read_shape
+from tapeout.ir.parse_kinds import FORM, KINDS, LEAVES, Entry, Label, Parts
+from tapeout.ir.quote import QUOTED, unquote
+from tapeout.ir.sizes import format_shape
 from tapeout.ir.symbol import Symbol
-from tapeout.ir.tag import Tag
 from tapeout.ir.text import ARG_FLAGS, CUT_OFF
 
 _WRONG = (TapeoutError, ValueError, RuntimeError)
 """What building a node from a wrong text raises (torch's errors are RuntimeErrors)."""
 
-_FORM = "a line is 'name' [shape] Kind details, with a number before a name that several nodes have"
 _UNTIL = rf"[^'!#]*(?:{QUOTED}[^'!#]*)*"
 _LINE = re.compile(rf"( *)(?:~([0-9]{{1,9}}) )?({_UNTIL})(?:!({_UNTIL}))?(?:!({_UNTIL}))?(?:#.*)?", re.DOTALL)
 _ENTRY = re.compile(
@@ -81,28 +56,6 @@ def parse_circuits(text: str, tensors: Tensors | None = None) -> list[Circuit]:
     return _Parser(TensorTable(tensors or {})).read(text)
 
 
-# -- lines
-
-
-class _Label(NamedTuple):
-    """What a node is called in the text."""
-
-    number: str | None
-    name: str | None
-
-    def __str__(self) -> str:
-        return " ".join(part for part in (self.number, None if self.name is None else quote(self.name)) if part)
-
-
-class _Entry(NamedTuple):
-    """A node as it is written: a reference if it has no kind."""
-
-    label: _Label
-    shape: Shape | None
-    kind: str | None
-    details: str
-
-
 @dataclass(slots=True)
 class _Node:
     """A node whose lines are being read.
@@ -114,7 +67,7 @@ class _Node:
 
     line: int
     text: str
-    entry: _Entry
+    entry: Entry
     made: Circuit | None = None
     children: list[Circuit] = field(default_factory=list)
     specs: list[ModuleArgSpec] = field(default_factory=list)
@@ -124,7 +77,7 @@ class _Node:
 class _Parser:
     def __init__(self, tensors: TensorTable) -> None:
         self.tensors = tensors
-        self.named: dict[_Label, Circuit] = {}
+        self.named: dict[Label, Circuit] = {}
         self.open: list[_Node] = []
         self.roots: list[Circuit] = []
 
@@ -141,7 +94,7 @@ class _Parser:
             raise _at(number, text, ParseError("it is cut off", hint="print the circuit without a traversal"))
         match = _LINE.fullmatch(text)
         if match is None:
-            raise _at(number, text, ParseError("it cannot be read", hint=f"{_FORM}; check the quotes"))
+            raise _at(number, text, ParseError("it cannot be read", hint=f"{FORM}; check the quotes"))
         indent, depth_text, body, symbol, flags = match.groups()
         depth = len(indent) // 2 if depth_text is None else int(depth_text)
         self._close(depth)
@@ -187,7 +140,7 @@ class _Parser:
         """Resolves a reference; builds a leaf, because its own line may refer to it."""
         if node.entry.kind is None:
             node.made = self._referred(node.entry.label)
-        elif node.entry.kind in _LEAVES:
+        elif node.entry.kind in LEAVES:
             node.made = self._build(node)
 
     def _enter_binding(self, symbol: str, flags: str | None) -> None:
@@ -197,7 +150,7 @@ class _Parser:
             raise ParseError(f"{found!r} is no Symbol", hint="an argument is bound to a Symbol")
         self.open[-1].specs.append(ModuleArgSpec(found, **_read_flags(flags)))
 
-    def _referred(self, label: _Label) -> Circuit:
+    def _referred(self, label: Label) -> Circuit:
         found = self.named.get(label)
         if found is not None:
             return found
@@ -205,7 +158,7 @@ class _Parser:
             raise ParseError(f"{label} contains itself", hint="circuits have no cycles")
         raise ParseError(
             f"no node above is called {label}",
-            hint=f"a node is written in full where it occurs first ({_FORM})",
+            hint=f"a node is written in full where it occurs first ({FORM})",
         )
 
     def _close(self, depth: int) -> None:
@@ -220,15 +173,15 @@ class _Parser:
 
     def _build(self, node: _Node) -> Circuit:
         entry = node.entry
-        rule = _KINDS.get(entry.kind or "")
+        rule = KINDS.get(entry.kind or "")
         if rule is None:
-            raise ParseError(f"there is no kind {entry.kind!r}", hint=f"kinds are {', '.join(_KINDS)}")
+            raise ParseError(f"there is no kind {entry.kind!r}", hint=f"kinds are {', '.join(KINDS)}")
         if rule.arity is not None and len(node.children) != rule.arity:
             raise ParseError(
                 f"{entry.kind} has {len(node.children)} children",
                 hint=f"it takes {rule.arity}, each on a line of its own, indented by two spaces more",
             )
-        made = rule.build(_Parts(entry, tuple(node.children), tuple(node.specs), self.tensors))
+        made = rule.build(Parts(entry, tuple(node.children), tuple(node.specs), self.tensors))
         if entry.shape is not None and entry.shape != made.shape:
             raise ParseError(
                 f"the text says {format_shape(entry.shape)}, but the shape is {format_shape(made.shape)}",
@@ -237,8 +190,8 @@ class _Parser:
         self._name(entry.label, made)
         return made
 
-    def _name(self, label: _Label, node: Circuit) -> None:
-        if label == _Label(None, None):
+    def _name(self, label: Label, node: Circuit) -> None:
+        if label == Label(None, None):
             return
         if label in self.named:
             raise ParseError(
@@ -253,18 +206,18 @@ def _at(line: int, text: str, error: Exception) -> ParseError:
     shown = text.strip() if len(text) < 500 else text.strip()[:500] + "..."
     if isinstance(error, TapeoutError):
         return ParseError(f"line {line}: {error.message}", facts=[shown, *error.facts], hint=error.hint)
-    return ParseError(f"line {line}: {error}", facts=[shown], hint=_FORM)
+    return ParseError(f"line {line}: {error}", facts=[shown], hint=FORM)
 
 
-def _read_entry(text: str) -> _Entry:
+def _read_entry(text: str) -> Entry:
     match = _ENTRY.fullmatch(text.strip())
     if match is None:
-        raise ParseError("it cannot be read", hint=_FORM)
+        raise ParseError("it cannot be read", hint=FORM)
     number, quoted, shape, kind, details = match.groups()
-    label = _Label(number, None if quoted is None else unquote(quoted))
-    if kind is None and (shape is not None or label == _Label(None, None)):
-        raise ParseError("the kind is missing", hint=_FORM)
-    return _Entry(label, None if shape is None else read_shape(shape), kind, details or "")
+    label = Label(number, None if quoted is None else unquote(quoted))
+    if kind is None and (shape is not None or label == Label(None, None)):
+        raise ParseError("the kind is missing", hint=FORM)
+    return Entry(label, None if shape is None else read_shape(shape), kind, details or "")
 
 
 def _read_flags(text: str | None) -> dict[str, bool]:
@@ -276,143 +229,3 @@ def _read_flags(text: str | None) -> dict[str, bool]:
             hint=f"flags are {', '.join(f'not {flag}' for flag in ARG_FLAGS)}",
         )
     return {word.removeprefix("not "): False for word in words}
-
-
-# -- kinds
-
-
-class _Parts(NamedTuple):
-    """What a node is built of."""
-
-    entry: _Entry
-    children: tuple[Circuit, ...]
-    specs: tuple[ModuleArgSpec, ...]
-    tensors: TensorTable
-
-    @property
-    def name(self) -> str | None:
-        return self.entry.label.name
-
-    @property
-    def details(self) -> str:
-        return self.entry.details
-
-    @property
-    def shape(self) -> Shape:
-        if self.entry.shape is None:
-            raise ParseError(f"a {self.entry.kind} needs its shape", hint=_FORM)
-        return self.entry.shape
-
-    def words(self, least: int, most: int, form: str) -> list[str]:
-        words = self.details.split()
-        if not least <= len(words) <= most:
-            raise ParseError(f"the details {self.details!r} cannot be read", hint=f"write {form}")
-        return words
-
-    def no_details(self) -> None:
-        self.words(0, 0, f"nothing after {self.entry.kind}")
-
-
-class _Rule(NamedTuple):
-    build: Callable[[_Parts], Circuit]
-    arity: int | None
-
-
-def _add(parts: _Parts) -> Circuit:
-    parts.no_details()
-    return Add(*parts.children, name=parts.name)
-
-
-def _array(parts: _Parts) -> Circuit:
-    digest, *dtype = parts.words(1, 2, "the hash and the dtype of its tensor")
-    wanted = as_dtype(dtype[0]) if dtype else None
-    made = Array(parts.tensors.get(digest, parts.shape, wanted), parts.name)
-    check_content(digest, made.tensor_hash)
-    return made
-
-
-def _scalar(parts: _Parts) -> Circuit:
-    (number,) = parts.words(1, 1, "one number")
-    return Scalar(float(number), parts.shape, parts.name)
-
-
-def _symbol(parts: _Parts) -> Circuit:
-    uuid, *dtype = parts.words(1, 2, "the uuid and, if it is known, the dtype")
-    return Symbol(parts.shape, read_uuid(uuid), parts.name, as_dtype(dtype[0]) if dtype else None)
-
-
-def _einsum(parts: _Parts) -> Circuit:
-    (string,) = parts.words(1, 1, "one letter an axis, such as qd,cd->qc")
-    left, arrow, right = string.partition("->")
-    operands = left.split(",") if left or parts.children else []
-    if not arrow or len(operands) != len(parts.children):
-        raise ParseError(
-            f"the einsum {string!r} does not fit {len(parts.children)} children",
-            hint="write one part for each child before the arrow, such as qd,cd->qc",
-        )
-    return Einsum._build(parts.children, tuple(map(read_axes, operands)), read_axes(right), parts.name)
-
-
-def _rearrange(parts: _Parts) -> Circuit:
-    return Rearrange(parts.children[0], read_spec(parts.details), parts.name)
-
-
-def _index(parts: _Parts) -> Circuit:
-    return Index(parts.children[0], read_index(parts.details, parts.tensors), parts.name)
-
-
-def _scatter(parts: _Parts) -> Circuit:
-    index, bracket, shape = parts.details.partition("] [")
-    if not bracket:
-        raise ParseError(f"the details {parts.details!r} cannot be read", hint="write [indices] [shape]")
-    indices = read_index(index + "]", parts.tensors)
-    return Scatter(parts.children[0], indices, read_shape("[" + shape), parts.name)
-
-
-def _concat(parts: _Parts) -> Circuit:
-    (axis,) = parts.words(1, 1, "the axis")
-    return Concat(*parts.children, axis=int(axis), name=parts.name)
-
-
-def _general_function(parts: _Parts) -> Circuit:
-    return GeneralFunction(*parts.children, spec=function_by_name(parts.details), name=parts.name)
-
-
-def _module(parts: _Parts) -> Circuit:
-    parts.no_details()
-    if not parts.children:
-        raise ParseError("a Module needs its body", hint="write the body below it, then each argument")
-    return Module.build(parts.children[0], parts.specs, parts.children[1:], parts.name)
-
-
-def _tag(parts: _Parts) -> Circuit:
-    (uuid,) = parts.words(1, 1, "the uuid")
-    return Tag(parts.children[0], read_uuid(uuid), parts.name)
-
-
-def _discrete_var(parts: _Parts) -> Circuit:
-    parts.no_details()
-    return DiscreteVar(parts.children[0], parts.children[1], parts.name)
-
-
-def _set_symbolic_shape(parts: _Parts) -> Circuit:
-    return SetSymbolicShape(parts.children[0], read_shape(parts.details), parts.name)
-
-
-_KINDS = {
-    "Add": _Rule(_add, None),
-    "Array": _Rule(_array, 0),
-    "Concat": _Rule(_concat, None),
-    "DiscreteVar": _Rule(_discrete_var, 2),
-    "Einsum": _Rule(_einsum, None),
-    "GeneralFunction": _Rule(_general_function, None),
-    "Index": _Rule(_index, 1),
-    "Module": _Rule(_module, None),
-    "Rearrange": _Rule(_rearrange, 1),
-    "Scalar": _Rule(_scalar, 0),
-    "Scatter": _Rule(_scatter, 1),
-    "SetSymbolicShape": _Rule(_set_symbolic_shape, 1),
-    "Symbol": _Rule(_symbol, 0),
-    "Tag": _Rule(_tag, 1),
-}
-_LEAVES = frozenset(kind for kind, rule in _KINDS.items() if rule.arity == 0)
