@@ -39,9 +39,14 @@ def test_json_is_all_that_is_printed(checkpoint: Path, run: Run) -> None:
     assert 0 < found["ways"][0]["max_abs_error"] < 1e-4 and found["ways"][0]["artefact_bytes"] > 1000
 
 
-def test_no_worse_than_twice_hugging_face(checkpoint: Path, run: Run) -> None:
-    ways = {w["name"]: w for w in json.loads(run("compare", checkpoint, *FAST, "-n", 60, "--json").out)["ways"]}
-    assert ways["fx"]["max_abs_error"] <= 2 * ways["Hugging Face"]["max_abs_error"]
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_no_worse_than_twice_hugging_face(family: str, tmp_path: Path, run: Run) -> None:
+    tokenizer = tiny.word_tokenizer()
+    directory = tiny.save(getattr(tiny, family)(len(tokenizer)), tmp_path, tokenizer)
+    options = ("--backends", "fx,torchscript,onnx", "-n", 60, "--repeat", 0, "--no-sizes", "--json")
+    ways = {way["name"]: way["max_abs_error"] for way in json.loads(run("compare", directory, *options).out)["ways"]}
+    for name in ("fx", "torchscript", "onnx"):
+        assert 0 < ways[name] <= 2 * ways["Hugging Face"]
 
 
 @pytest.mark.parametrize("output", [(), ("--json",)])

@@ -100,17 +100,21 @@ def test_what_is_no_number_is_never_within() -> None:
 
 
 def test_every_backend_and_dtype_is_a_row_within_tolerance(metric: Circuit) -> None:
-    result = compare(metric, TOKENS, ["fx", "torchscript"], ["float32", "float64", "bfloat16"], repeat=1)
+    dtypes = ("float32", "float64", "bfloat16")
+    result = compare(metric, TOKENS, ["fx", "torchscript", "onnx"], dtypes, repeat=1)
     assert [(way.name, way.dtype) for way in result.ways] == [
-        (name, dtype) for dtype in ("float32", "float64", "bfloat16") for name in ("fx", "torchscript")
+        (name, dtype) for dtype in dtypes for name in ("fx", "torchscript", "onnx")
     ]
-    assert result.within and all(way.within and way.seconds and way.artefact for way in result.ways)
+    refused = result.way("onnx", "bfloat16")
+    assert "no bfloat16 kernels" in refused.note and refused.deviation is None
+    assert result.within
+    assert all(way.within and way.seconds and way.artefact for way in result.ways if way is not refused)
     errors = [result.way("fx", dtype).deviation for dtype in ("float64", "float32", "bfloat16")]
     assert errors[0] and errors[1] and errors[2]
     assert errors[0].absolute < 1e-12 < errors[1].absolute < 1e-4 < errors[2].absolute
     assert result.way("fx").to_json().keys() == result.to_json()["ways"][0].keys()
-    with pytest.raises(DataError, match=r"(?s)onnx in float32 was not compared.*hint: there are fx float32"):
-        result.way("onnx")
+    with pytest.raises(DataError, match=r"(?s)abacus in float32 was not compared.*hint: there are fx float32"):
+        result.way("abacus")
 
 
 def test_a_wrong_backend_is_out_of_tolerance(metric: Circuit, broken: Callable[[str], None]) -> None:
@@ -191,8 +195,15 @@ def test_without_rust_circuit_that_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 # -- where two part
 
 
-@pytest.mark.parametrize("pair", [("fx", "torchscript"), ("fx", "reference")])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("pair", "dtype"),
+    [
+        (("fx", "torchscript"), "float32"),
+        (("fx", "onnx"), "float32"),
+        (("onnx", "reference"), "float64"),
+        (("fx", "reference"), "bfloat16"),
+    ],
+)
 def test_backends_that_agree_do_not_part(metric: Circuit, pair: tuple[str, str], dtype: str) -> None:
     assert bisect(metric, TOKENS, pair, dtype) is None
 
