@@ -20,12 +20,9 @@ from tapeout.ir import (
     Tag,
     postorder,
 )
-from tapeout.testing.cases import CASES
 from tapeout.testing.leaves import integers, symbol, tensor
-from tapeout.testing.random_circuits import random_circuit
-from tapeout.testing.strategies import SEEDS
 
-__all__ = ["CASES", "KINDS", "SEEDS", "arrays", "integers", "kinds", "random_circuit", "symbol", "tensor"]
+__all__ = ["KINDS", "arrays", "integers", "kinds", "symbol", "tensor"]
 
 KINDS: tuple[type[Circuit], ...] = (
     Array, Scalar, Symbol, Einsum, Add, Rearrange, Index, Concat, Scatter, GeneralFunction, Module, Tag,

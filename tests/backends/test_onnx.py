@@ -18,7 +18,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from batches import WRONG_INPUTS, Batch, as_tuple
-from harness import CASES, SEEDS, integers, random_circuit, symbol, tensor
+from harness import integers, symbol, tensor
 from hypothesis import given, settings
 from onnx.reference import ReferenceEvaluator
 from random_models import gpt2, llama, logits, tokens_for
@@ -38,6 +38,9 @@ from tapeout.ir.errors import (
     TapeoutError,
     UnsupportedError,
 )
+from tapeout.testing import random_circuit
+from tapeout.testing.cases import CASES
+from tapeout.testing.strategies import SEEDS
 
 F32, F64 = torch.float32, torch.float64
 INPUTS = ["tokens", "labels"]

@@ -11,7 +11,6 @@ from uuid import UUID
 
 import pytest
 import torch
-from harness import SEEDS, random_circuit
 from hypothesis import given
 
 from tapeout.ir import (
@@ -34,6 +33,8 @@ from tapeout.ir import (
     tensors_of,
 )
 from tapeout.ir.errors import UnsupportedError
+from tapeout.testing import random_circuit
+from tapeout.testing.strategies import SEEDS
 
 VALUES = [torch.arange(12.0).reshape(3, 4), torch.ones(3, 4), torch.arange(4.0)]
 
