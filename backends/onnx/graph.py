@@ -10,6 +10,7 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype, to_torch_dtype
 
 from tapeout.backends.onnx.options import OnnxOptions
+from tapeout.backends.onnx.sharing import merged, parts
 from tapeout.backends.weights import Weights, unused
 from tapeout.ir import Circuit, GeneralFunction, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
@@ -146,7 +147,7 @@ class Lowering:
             strides = once.stride()
             order.sort(key=lambda axis: -strides[axis])
         lying = once.permute(order)
-        key = (lying.data_ptr(), lying.dtype, _merged(lying)) if lying.numel() else (lying.dtype, tuple(lying.shape))
+        key = (lying.data_ptr(), lying.dtype, merged(lying)) if lying.numel() else (lying.dtype, tuple(lying.shape))
         if key not in self._constants:
             self._constants[key] = self._initializer(lying, name)
             if not value.dtype.is_floating_point:
@@ -311,6 +312,7 @@ class Lowering:
         given = [self.values[symbol] for symbol in self._inputs]
         read = {value for node in nodes for value in node.inputs}
         constants = [value for value in self._constants.values() if value in read]
+        nodes, constants = self._stored_once(nodes, constants)
         self._name(given, outputs, [self.name_of(root) for root in roots], constants, nodes)
         graph = onnx_ir.Graph(
             [*given, *(value for value in constants if value in self._data)],
@@ -321,6 +323,31 @@ class Lowering:
             name="circuit",
         )
         return onnx_ir.Model(graph, ir_version=IR_VERSION, producer_name="tapeout")
+
+    def _stored_once(self, nodes: list[onnx_ir.Node], constants: list[Value]) -> tuple[list[onnx_ir.Node], list[Value]]:
+        """The nodes and constants with slices in the places of constants that are part of others."""
+        held = [value.const_value.raw for value in constants if isinstance(value.const_value, TorchTensor)]
+        table: dict[Value, Value] = {}
+        for i, part in parts(held).items():
+            constant, whole = constants[i], self.reshape(constants[part.whole], part.shape)
+            sizes = tuple(stop - start for start, stop in zip(part.starts, part.stops, strict=True))
+            bounds = [self.integers(each) for each in (part.starts, part.stops)]
+            value = self.reshape(self.emit("Slice", [whole, *bounds], sizes), self.shape(constant))
+            table[constant] = value
+        if not table:
+            return nodes, constants
+        for node in nodes:
+            for i, operand in enumerate(node.inputs):
+                if operand is not None and operand in table:
+                    node.replace_input_with(i, table[operand])
+        slices = _needed(list(table.values()), self._made.values())  # of constants alone: they can come first
+        known = set(nodes)
+        for node in slices:
+            if node not in known:
+                node.metadata_props["origin"] = "part"
+        ordered = [*slices, *(node for node in nodes if node not in slices)]
+        read = {value for node in ordered for value in node.inputs}
+        return ordered, [value for value in self._constants.values() if value in read]
 
     def _name(
         self,
@@ -376,16 +403,3 @@ def _needed(outputs: Sequence[Value], made: Iterable[Value]) -> list[onnx_ir.Nod
             needed.append(node)
             read.update(value for value in node.inputs if value is not None)
     return needed[::-1]
-
-
-def _merged(value: torch.Tensor) -> tuple[tuple[int, int], ...]:
-    """Sizes and strides of memory that a tensor sees, with axes that adjoin taken as one."""
-    merged: list[tuple[int, int]] = []
-    for size, stride in zip(value.shape, value.stride(), strict=True):
-        if size == 1:
-            continue
-        if merged and merged[-1][1] == size * stride:
-            merged[-1] = (merged[-1][0] * size, stride)
-        else:
-            merged.append((size, stride))
-    return tuple(merged)

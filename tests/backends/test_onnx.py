@@ -29,6 +29,7 @@ from tapeout.backends.onnx import OnnxOptions
 from tapeout.backends.onnx.file import write
 from tapeout.backends.onnx.functions import NOT_IN_FLOAT64
 from tapeout.backends.onnx.lower import lower
+from tapeout.backends.onnx.sharing import parts
 from tapeout.compiler import Compiled, compile, compile_many, load
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, I, Index, Rearrange, Scalar, Symbol, postorder
 from tapeout.ir.errors import (
@@ -286,6 +287,43 @@ def test_constants_of_one_content_are_held_once() -> None:
     circuit = Add(*(Einsum.from_einsum_string("a,ab->b", x, each) for each in pair))
     compiled = compile(circuit, "onnx", ["x"], dtype=F64, level=0)
     assert [name for name, v in model_of(compiled).graph.initializers.items() if v.shape == (3, 3)] == ["w"]
+
+
+def test_weights_of_variants_that_are_part_of_others_are_stored_once() -> None:
+    """A model, and the same with one head left out at one position: it reads parts of matrices that are there."""
+    model = gpt2(seed=44, n_head=4, n_embd=64, n_inner=256)
+    plain = difference(by_head_and_position(model, LENGTH))
+    patched = plain.update("a0_h1_t3", lambda node: Scalar(0.0, node.shape))
+    alone, both = compile(plain, "onnx", INPUTS), compile_many([plain, patched], "onnx", INPUTS)
+
+    def stored(compiled: Compiled) -> int:
+        values = model_of(compiled).graph.initializers.values()
+        return sum(value.const_value.nbytes for value in values)  # type: ignore[union-attr]
+
+    assert stored(both) < 1.01 * stored(alone)
+    check_file(proto_of(both))
+    expected = compile_many([plain, patched], "fx", INPUTS)(**data(3))
+    for found, wanted in zip(both(**data(3)), expected, strict=True):
+        assert_close(found, wanted, F32)
+
+
+@given(SEEDS)
+def test_parts_of_memory_are_found_and_are_what_they_were(seed: int) -> None:
+    rng = Random(seed)
+    whole = torch.arange(24 * 32, dtype=F64).reshape(rng.choice([(24, 32), (32, 24), (4, 6, 32), (768,)]))
+    tensors = [whole]
+    for _ in range(3):
+        part = rng.choice(tensors)
+        for axis, size in enumerate(part.shape):
+            start = rng.randrange(max(1, size - 8))
+            part = part.narrow(axis, start, rng.randint(min(8, size - start), size - start))
+        tensors.append(part)
+    for i, found in parts(tensors).items():
+        seen = tensors[found.whole].reshape(found.shape)
+        for axis, (start, stop) in enumerate(zip(found.starts, found.stops, strict=True)):
+            seen = seen.narrow(axis, start, stop - start)
+        assert torch.equal(seen.reshape(tensors[i].shape), tensors[i])
+    assert all(i in parts(tensors) for i, t in enumerate(tensors[1:], 1) if t.nbytes > 1024 and whole.ndim == 2)
 
 
 def test_a_repeated_constant_is_held_once_and_repeated_when_it_runs() -> None:
