@@ -17,8 +17,9 @@ from tapeout.ir import Circuit, Einsum, GeneralFunction, Symbol
 from tapeout.ir.kernels import Attention, Linear
 from tapeout.ir.sizes import dim
 from tapeout.tasks.patching.anatomy import NAMESPACE, Anatomy, AttentionLayer, Cut
+from tapeout.tasks.patching.graphs import ROWS, Values, Window
 from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.pieces import ROWS, Part, Pieces, Values, Window
+from tapeout.tasks.patching.pieces import Part, Pieces
 from tapeout.tasks.patching.variants import Variant, With
 
 QUERIES, KEYS = dim("QUERIES"), dim("KEYS")

@@ -13,8 +13,9 @@ from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, MatchError, ShapeError, UnsupportedError
 from tapeout.tasks.patching.anatomy import Anatomy
 from tapeout.tasks.patching.changes import Job, job_of
+from tapeout.tasks.patching.graphs import ROWS
 from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.pieces import ROWS, Pieces
+from tapeout.tasks.patching.pieces import Pieces
 from tapeout.tasks.patching.variants import Cell, Variant, Variants
 
 _POSITIONS = 2048

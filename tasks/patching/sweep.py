@@ -27,7 +27,8 @@ from tapeout.ir.errors import DataError, TypeMismatchError
 from tapeout.tasks.patching.anatomy import anatomy
 from tapeout.tasks.patching.changes import Changes
 from tapeout.tasks.patching.data import Data, rows_of
-from tapeout.tasks.patching.pieces import Pieces, Values, Window
+from tapeout.tasks.patching.graphs import Values, Window
+from tapeout.tasks.patching.pieces import Pieces
 from tapeout.tasks.patching.plan import Entry, Plan, Portions
 from tapeout.tasks.patching.result import SweepResult, as_result
 from tapeout.tasks.patching.variants import Variant, Variants, With, listed
