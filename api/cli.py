@@ -11,6 +11,7 @@ import tapeout
 from tapeout.bench import bench
 from tapeout.compare_command import compare
 from tapeout.compile_command import compile
+from tapeout.compiler.allocator import keep_freed_memory
 from tapeout.export_command import export
 from tapeout.ioi import ioi
 from tapeout.ir.errors import TapeoutError
@@ -51,6 +52,7 @@ def _group(
 
 def main() -> None:
     """The entry point: errors as messages, Ctrl-C as a clean stop."""
+    keep_freed_memory()
     try:
         app(prog_name="tapeout")
     except TapeoutError as error:

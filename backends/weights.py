@@ -47,10 +47,7 @@ class Weights:
         is a constant that is repeated along the batch: how often is known at run time.
         """
         array = _array_below(node)
-        if array is None or any(isinstance(each, Index) and _picks(each) for each in _chain(node)):
-            return None
-        value = self._seen(node, array)
-        return value if _same_memory(value, self._move(array.value)) else None
+        return _seen(node, self._move(array.value)) if array is not None and is_view(node) else None
 
     def copied(self, node: Circuit) -> torch.Tensor | None:
         """As `value`, but a tensor that is no view is copied and held; copies are counted."""
@@ -58,16 +55,10 @@ class Weights:
         if array is None:
             return None
         if node not in self._copies:
-            value = self._copies[node] = self._seen(node, array)
+            value = self._copies[node] = _seen(node, self._move(array.value))
             if not _same_memory(value, self._move(array.value)):
                 self.packed_bytes += value.numel() * value.element_size()
         return self._copies[node]
-
-    def _seen(self, node: Circuit, array: Array) -> torch.Tensor:
-        value = self._move(array.value)
-        for each in reversed(_chain(node)):
-            value = apply_index(value, each.axis_indices) if isinstance(each, Index) else rearranged(each, value)
-        return value
 
     def pack(self, value: torch.Tensor, shape: list[int]) -> torch.Tensor:
         """The tensor reshaped: a view if it can be, else a copy, which is counted."""
@@ -140,6 +131,21 @@ class Matrices:
             weights.pack(matrix, [prod(widths), inner]),
             shift,
         )
+
+
+def is_view(node: Circuit) -> bool:
+    """Whether the node is a constant, or a view of its memory through Index and Rearrange."""
+    array = _array_below(node)
+    if array is None or any(isinstance(each, Index) and _picks(each) for each in _chain(node)):
+        return False
+    return _same_memory(_seen(node, array.value), array.value)
+
+
+def _seen(node: Circuit, value: torch.Tensor) -> torch.Tensor:
+    """What a node sees of an array's value."""
+    for each in reversed(_chain(node)):
+        value = apply_index(value, each.axis_indices) if isinstance(each, Index) else rearranged(each, value)
+    return value
 
 
 def _permuted(value: torch.Tensor, have: Axes, want: list[int]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tapeout.compiler.allocator import keep_freed_memory
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi import IOIDataset
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7, help="rounds; medians are reported")
     parser.add_argument("--json", action="store_true", help="print one JSON object a model")
     options = parser.parse_args()
+    keep_freed_memory()  # for every way alike
     for name in options.model or ["gpt2-small", "smollm2-135m"]:
         result = run_bench(
             setting(name),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from opt_einsum import contract_path
 
-from tapeout.ir import Array, Circuit, Einsum, GeneralFunction, Index, Rearrange, postorder
+from tapeout.backends.precision import narrow_arrays, narrow_nodes, wide
+from tapeout.ir import Circuit, Einsum, GeneralFunction, Index, Rearrange, postorder
 from tapeout.ir.axis_index import Picks
 from tapeout.ir.einsum import write_einsum
 from tapeout.ir.kernels import Attention, Linear
@@ -18,6 +19,9 @@ from tapeout.ir.sizes import Size
 
 Sizes = int | Mapping[str, int]
 """What symbolic sizes are taken to be: all of them one number (the batch), or each dimension its own."""
+
+Width = Callable[[Circuit], int]
+"""The bytes of one entry of a node's value, where it is a floating one."""
 
 _VIEWS = frozenset(("Tag", "SetSymbolicShape", "Scalar", "Array", "Symbol"))
 
@@ -52,14 +56,18 @@ class Cost:
         """Counts, with symbolic sizes taken to be `batch`."""
         order = list(postorder(*roots))
         working = [node for node in order if not _is_view(node)]
-        width = dtype.itemsize
+        narrow, full = narrow_nodes(roots, dtype), wide(dtype).itemsize
+
+        def width(node: Circuit) -> int:
+            return dtype.itemsize if node in narrow else full
+
         return Cost(
             flops=sum(_flops(node, batch) for node in working),
             bytes_moved=sum(
                 _bytes(node, batch, width) + sum(_bytes(child, batch, width) for child in set(node.children))
                 for node in working
             ),
-            weight_bytes=_weight_bytes(order, dtype),
+            weight_bytes=_weight_bytes(roots, dtype),
             packed_bytes=packed_bytes,
             peak_activation_bytes=_peak(order, roots, batch, width),
             nodes=len(working),
@@ -92,9 +100,9 @@ def elements(node: Circuit, batch: Sizes) -> int:
     return out
 
 
-def _bytes(node: Circuit, batch: Sizes, width: int) -> int:
+def _bytes(node: Circuit, batch: Sizes, width: Width) -> int:
     dtype = node.torch_dtype
-    return elements(node, batch) * (width if dtype is None or dtype.is_floating_point else dtype.itemsize)
+    return elements(node, batch) * (width(node) if dtype is None or dtype.is_floating_point else dtype.itemsize)
 
 
 def _flops(node: Circuit, batch: Sizes) -> int:
@@ -123,18 +131,20 @@ def _product_flops(
     return prod(sizes.values()) * (2 if len(operands) > 1 and set(sizes) - set(out) else 1)
 
 
-def _weight_bytes(order: Sequence[Circuit], dtype: torch.dtype) -> int:
-    storages: dict[int, int] = {}
-    for node in order:
-        if isinstance(node, Array):
-            value = node.value
-            width = dtype.itemsize if value.is_floating_point() else value.element_size()
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes() // value.element_size() * width
+def _weight_bytes(roots: Sequence[Circuit], dtype: torch.dtype) -> int:
+    """Each storage once in each of the dtypes in which it is held."""
+    by_products, by_others = narrow_arrays(roots)
+    held = {(array, dtype) for array in by_products} | {(array, wide(dtype)) for array in by_others}
+    storages: dict[tuple[int, torch.dtype], int] = {}
+    for array, target in held:
+        value = array.cast_array().value
+        kind = target if value.is_floating_point() else value.dtype
+        storage = value.untyped_storage()
+        storages[storage.data_ptr(), kind] = storage.nbytes() // value.element_size() * kind.itemsize
     return sum(storages.values())
 
 
-def _peak(order: Sequence[Circuit], roots: Sequence[Circuit], batch: Sizes, width: int) -> int:
+def _peak(order: Sequence[Circuit], roots: Sequence[Circuit], batch: Sizes, width: Width) -> int:
     """Values are freed after their last reader; what is a view of a value keeps it."""
     owner: dict[Circuit, Circuit] = {}
     for node in order:

@@ -45,5 +45,5 @@ def build(
     device: torch.device,
 ) -> tuple[FxExecutable, int]:
     """The executable, and the bytes of weights copied into another layout."""
-    module, weights = lower(roots, inputs, origins, dtype, device)
-    return FxExecutable(module), weights.packed_bytes
+    module, packed = lower(roots, inputs, origins, dtype, device)
+    return FxExecutable(module), packed

@@ -20,17 +20,6 @@ def _call(function: Callable[..., Any], **kwargs: Any) -> Rule:
     return lambda low, node, args: low.call(function, *args, **kwargs)
 
 
-def _wide(function: Callable[..., Any], **kwargs: Any) -> Rule:
-    """Computed in float32 where the graph is in a narrower dtype."""
-
-    def rule(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
-        if low.weights.dtype.itemsize >= 4:
-            return low.call(function, *args, **kwargs)
-        return low.method("to", low.call(function, low.method("float", args[0]), **kwargs), low.weights.dtype)
-
-    return rule
-
-
 def _last_dim_size(low: Lowering, node: GeneralFunction, _: Args) -> fx.Node:
     size = node.children[0].shape[-1]
     return low.filled(float(int(size)), node.shape)  # type: ignore[arg-type]
@@ -86,7 +75,7 @@ def _gather(low: Lowering, node: GeneralFunction, args: Args, axis: int) -> fx.N
 
 
 def _cast(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
-    """Floating values all have the dtype that was compiled for, whatever they are cast to."""
+    """Floating values have the dtypes that the lowering gives them, whatever they are cast to."""
     before, after = node.children[0].torch_dtype, node.torch_dtype
     if after is None or after is before:
         return args[0]
@@ -100,7 +89,7 @@ FUNCTION_RULES: dict[object, Rule] = {
     "cos": _call(torch.cos),
     "sigmoid": _call(torch.sigmoid),
     "tanh": _call(torch.tanh),
-    "rsqrt": _wide(torch.rsqrt),
+    "rsqrt": _call(torch.rsqrt),
     "gelu": _call(F.gelu),
     "gelu_new": _call(F.gelu, approximate="tanh"),
     "silu": _call(F.silu),
@@ -114,8 +103,8 @@ FUNCTION_RULES: dict[object, Rule] = {
     "exp": _call(torch.exp),
     "log": _call(torch.log),
     "logit": _call(torch.logit),
-    "softmax": _wide(torch.softmax, dim=-1),
-    "log_softmax": _wide(torch.log_softmax, dim=-1),
+    "softmax": _call(torch.softmax, dim=-1),
+    "log_softmax": _call(torch.log_softmax, dim=-1),
     "rotate_half": _rotate_half,
     "min": _call(torch.amin, dim=-1),
     "max": _call(torch.amax, dim=-1),

@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from tapeout.backends.fx.attributes import Attributes, identifier
-from tapeout.backends.weights import unused
+from tapeout.backends.precision import narrow_nodes, wide
+from tapeout.backends.weights import Weights, unused
 from tapeout.ir import Circuit, GeneralFunction, Scalar, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize, format_shape
@@ -24,9 +25,18 @@ class Lowering:
 
     backend = "fx"
 
-    def __init__(self, inputs: Sequence[Symbol], origins: Mapping[Circuit, str], weights: Attributes) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Circuit],
+        inputs: Sequence[Symbol],
+        origins: Mapping[Circuit, str],
+        dtype: torch.dtype,
+        device: torch.device | None,
+    ) -> None:
         self.graph = fx.Graph()
-        self.weights = weights
+        self.weights = Attributes(wide(dtype), device)
+        self.narrow_weights = self.weights if wide(dtype) is dtype else Weights(dtype, device)
+        self.narrow_nodes = narrow_nodes(roots, dtype)
         self.origins = origins
         self.nodes: dict[Circuit, fx.Node] = {}
         self.current: Circuit | None = None
@@ -43,7 +53,7 @@ class Lowering:
 
     def finish(self, roots: Sequence[Circuit]) -> fx.GraphModule:
         """The module whose results are the values of the roots."""
-        results = tuple(self.value(root) for root in roots)
+        results = tuple(self.wide(root) for root in roots)
         self.graph.output(results[0] if len(results) == 1 else results)
         self.graph.eliminate_dead_code()
         root = torch.nn.Module()
@@ -64,6 +74,29 @@ class Lowering:
                 raise LoweringError(f"{node!r} was not lowered before its reader", hint="report it")
             self.nodes[node] = self.constant(constant, node)
         return self.nodes[node]
+
+    def narrow(self, node: Circuit) -> fx.Node:
+        """As `value`, in the dtype in which products are computed."""
+        if self.narrow_weights is self.weights or node in self.narrow_nodes:
+            return self.value(node)
+        constant = self.narrow_weights.value(node)
+        if constant is not None:
+            return self.constant(constant, node)
+        return self.once(("narrow", node), lambda: self.method("to", self.value(node), self.narrow_weights.dtype))
+
+    def wide(self, node: Circuit) -> fx.Node:
+        """As `value`, in the dtype in which all but products is computed."""
+        if node not in self.narrow_nodes:
+            return self.value(node)
+        return self.once(("wide", node), lambda: self.method("to", self.value(node), self.weights.dtype))
+
+    def dtype_of(self, node: Circuit) -> torch.dtype:
+        return self.narrow_weights.dtype if node in self.narrow_nodes else self.weights.dtype
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of copies of weights in another layout."""
+        return sum(each.packed_bytes for each in {self.weights, self.narrow_weights})
 
     def constant(self, value: torch.Tensor, node: Circuit) -> fx.Node:
         """The graph's node for a constant tensor, called after the array that it is made of."""

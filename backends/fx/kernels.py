@@ -18,7 +18,7 @@ from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 def _linear(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
     spec: Any = node.spec
     _, weight, *bias = node.children
-    parts = Matrices.of(low.weights, node)
+    parts = Matrices.of(low.narrow_weights, node)
     value = low.permute(args[0], [spec.x_axes.index(axis) for axis in parts.rows + parts.shared])
     if len(parts.shared) > 1:
         value = low.call(torch.flatten, value, len(parts.rows))

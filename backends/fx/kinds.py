@@ -10,6 +10,7 @@ from torch import fx
 from tapeout.backends.fx.functions import FUNCTION_RULES
 from tapeout.backends.fx.graph import Args, Lowering, Rule
 from tapeout.backends.fx.products import einsum
+from tapeout.backends.precision import is_product
 from tapeout.backends.rules import Refused
 from tapeout.ir import (
     Add,
@@ -44,14 +45,19 @@ def _symbol(low: Lowering, node: Symbol, _: Args) -> fx.Node:
 def _add(low: Lowering, node: Add, _: Args) -> fx.Node:
     if not node.children:
         return low.filled(0.0, node.shape)
-    ordered = sorted(node.children, key=lambda child: (isinstance(child, Scalar), child.shape != node.shape))
-    total = low.value(ordered[0])
+    ordered = sorted(node.children, key=lambda child: _place(low, node, child))
+    total = low.wide(ordered[0])
     if len(ordered) == 1:
         return low.call(torch.broadcast_to, total, tuple(low.size(size) for size in node.shape))
     for child in ordered[1:]:
         number = child.value if isinstance(child, Scalar) and not child.shape else None
         total = low.call(operator.add, total, low.value(child) if number is None else number)
     return total
+
+
+def _place(low: Lowering, node: Add, child: Circuit) -> tuple[bool, bool, bool]:
+    """A summand of the sum's shape and dtype comes first, plain numbers last."""
+    return isinstance(child, Scalar), child.shape != node.shape, child in low.narrow_nodes
 
 
 def _rearrange(low: Lowering, node: Rearrange, _: Args) -> fx.Node:
@@ -105,7 +111,7 @@ def _scatter(low: Lowering, node: Scatter, _: Args) -> fx.Node:
         positions = _positions(item, int(size))
         shape[axis] = size
         zeros = low.call(
-            torch.zeros, tuple(low.size(s) for s in shape), dtype=low.weights.dtype, device=low.weights.device
+            torch.zeros, tuple(low.size(s) for s in shape), dtype=low.dtype_of(node), device=low.weights.device
         )
         value = low.call(torch.index_copy, zeros, axis, low.positions(positions), value)
     return value
@@ -126,7 +132,8 @@ def _function(low: Lowering, node: GeneralFunction, _: Args) -> fx.Node:
     rule = FUNCTION_RULES.get(spec.name) or FUNCTION_RULES.get(type(spec))
     if rule is None:
         raise UnsupportedError(f"fx has no rule for the function {spec.name}", hint="add it to FUNCTION_RULES")
-    return rule(low, node, [low.value(child) for child in node.children if not _taken_as_tensor(spec, node, child)])
+    operand = low.narrow if is_product(node) else low.value if node in low.narrow_nodes else low.wide
+    return rule(low, node, [operand(child) for child in node.children if not _taken_as_tensor(spec, node, child)])
 
 
 def _taken_as_tensor(spec: object, node: GeneralFunction, child: Circuit) -> bool:

@@ -10,6 +10,7 @@ from torch import fx
 
 from tapeout.backends.contraction import einsum_text, in_pairs
 from tapeout.backends.fx.graph import Args, Lowering
+from tapeout.backends.precision import is_product
 from tapeout.ir import Einsum, Scalar
 from tapeout.ir.einsum import Axes
 from tapeout.ir.sizes import Size
@@ -21,11 +22,12 @@ def einsum(low: Lowering, node: Einsum, _: Args) -> fx.Node:
     factor = 1.0
     operands: list[Operand] = []
     sizes: dict[int, Size] = {}
+    operand = low.narrow if is_product(node) else low.value if node in low.narrow_nodes else low.wide
     for child, axes in node.args:
         if isinstance(child, Scalar) and not axes:
             factor *= child.value
         else:
-            operands.append((low.value(child), axes))
+            operands.append((operand(child), axes))
             sizes.update(zip(axes, child.shape, strict=True))
     if not operands:
         return low.filled(factor, node.shape)

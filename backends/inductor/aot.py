@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from tapeout.backends.inductor.examples import LEAST_ROWS, examples, filled_up
+from tapeout.backends.inductor.freezing import options
 from tapeout.backends.quiet import without_known_warnings
 from tapeout.ir import Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
@@ -38,7 +39,8 @@ def package(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.devi
     try:
         with without_known_warnings(), torch.no_grad():
             exported = torch.export.export(module, values, dynamic_shapes=[{0: rows} for _ in values] or None)
-            aoti_compile_and_package(exported, package_path=content, inductor_configs=dict(_OPTIONS))
+            settings = _OPTIONS | options(module, device)
+            aoti_compile_and_package(exported, package_path=content, inductor_configs=settings)
     except Exception as error:  # torch raises errors of many kinds here
         raise LoweringError(
             f"the fx module cannot be compiled ahead of time: {type(error).__name__}",

@@ -12,6 +12,7 @@ from torch import fx
 from tapeout.backends.fx.lower import lower
 from tapeout.backends.inductor.aot import package
 from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples, filled_up
+from tapeout.backends.inductor.freezing import options, packed_bytes
 from tapeout.backends.quiet import without_known_warnings
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
@@ -69,8 +70,9 @@ def build(
         LoweringError: if Inductor cannot compile the fx module.
     """
     check_compiler()
-    module, weights = lower(roots, inputs, origins, dtype, device)
-    return InductorExecutable(module, inputs, device), weights.packed_bytes
+    module, packed = lower(roots, inputs, origins, dtype, device)
+    executable = InductorExecutable(module, inputs, device)
+    return executable, packed + packed_bytes(module, device)
 
 
 def check_compiler() -> None:
@@ -92,13 +94,14 @@ def check_compiler() -> None:
 def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device) -> Callable[..., Any]:
     """The module compiled for batches of two rows and more, by running it once on zeros."""
     from torch._dynamo import mark_dynamic
+    from torch._inductor import config
 
     run = torch.compile(module, fullgraph=True)
     values = _as_compiled(examples(inputs, device), EXAMPLE_ROWS)
     for value in values:
         mark_dynamic(value, 0)
     try:
-        with without_known_warnings(), torch.inference_mode():
+        with without_known_warnings(), config.patch(options(module, device)), torch.inference_mode():
             run(*values)
     except Exception as error:  # torch raises errors of many kinds here
         raise LoweringError(

@@ -79,8 +79,8 @@ def build(
     Raises:
         LoweringError: if TorchScript refuses the fx module.
     """
-    module, weights = lower(roots, inputs, origins, dtype, device)
-    return scripted(module, device), weights.packed_bytes
+    module, packed = lower(roots, inputs, origins, dtype, device)
+    return scripted(module, device), packed
 
 
 def scripted(module: fx.GraphModule, device: torch.device) -> TorchScriptExecutable:

@@ -104,9 +104,9 @@ def test_constants_of_one_content_are_held_once() -> None:
 def test_a_view_of_a_weight_is_no_copy_and_picked_rows_are_made_at_each_call() -> None:
     whole = Array(tensor(4, 3), "w")
     part, picked = Index(whole, (slice(1, 3),)), Index(whole, (torch.tensor([3, 0]),))
-    module, weights = lower([Add(part, picked)], [], Origins(), torch.float64)
+    module, packed = lower([Add(part, picked)], [], Origins(), torch.float64)
     assert {p.untyped_storage().data_ptr() for p in module.parameters()} == {whole.value.untyped_storage().data_ptr()}
-    assert weights.packed_bytes == 0
+    assert packed == 0
     assert_close(module(), Add(part, picked).evaluate())
 
 

@@ -16,7 +16,7 @@ from random_models import gpt2
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
-from tapeout.backends.inductor import cuda_graphs
+from tapeout.backends.inductor import cuda_graphs, freezing
 from tapeout.backends.inductor.aot import AotExecutable
 from tapeout.backends.inductor.examples import filled_up
 from tapeout.backends.inductor.executable import InductorExecutable, check_compiler
@@ -85,6 +85,26 @@ def test_one_graph_serves_every_batch_size() -> None:
         values = tokens(rows)
         assert_close(inductor(**values), fx(**values), F32)
     assert graphs() == before
+
+
+@pytest.mark.slow
+def test_weights_are_packed_and_the_copies_counted() -> None:
+    """Every weight of a linear product once, beside the module's own; none where nothing can be packed."""
+    from torch._dynamo.utils import counters
+
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("oneDNN is not there, and nothing is packed")
+    circuit = difference(by_head_and_position(gpt2(7), 5))
+    before = counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]
+    compiled = compile(circuit, "inductor", INPUTS)
+    module: Any = compiled.executable.module  # type: ignore[attr-defined]
+    linears = [node for node in module.graph.nodes if node.target is torch.nn.functional.linear]
+    assert counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"] - before == len(linears) > 0
+    weights = [module.get_parameter(node.args[1].target) for node in linears]
+    assert compiled.packed_bytes == sum(each.numel() * each.element_size() for each in weights)
+    assert compiled.cost(3).packed_bytes == compiled.packed_bytes
+    assert freezing.packed_bytes(module.double(), torch.device("cpu")) == 0
+    assert freezing.packed_bytes(module.float(), torch.device("cuda")) == 0
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from harness import symbol, tensor
 from random_models import gpt2, llama
 from splits import by_head_and_position, difference, unsplit
 
+from tapeout.backends.precision import narrow_arrays
 from tapeout.compiler import Cost, compile
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, I, Index, Rearrange
 
@@ -86,11 +87,17 @@ def test_slices_of_one_tensor_are_one_weight() -> None:
     assert cost(*(Array(whole[i], f"part{i}") for i in range(3))).weight_bytes == 30 * WIDTH
 
 
-def test_half_the_bytes_in_bfloat16() -> None:
+def test_in_bfloat16_what_products_read_takes_half_the_bytes() -> None:
     circuit = difference(unsplit(gpt2(), 6))
     full, half = (compile(circuit, inputs=["tokens", "labels"], dtype=d).cost(4) for d in ("float32", "bfloat16"))
     assert half.flops == full.flops
-    assert half.weight_bytes == full.weight_bytes // 2
+    read = sum(array.cast_array().value.numel() for array in narrow_arrays(compiled_roots(circuit))[0])
+    assert half.weight_bytes == full.weight_bytes - 2 * read
+    assert half.peak_activation_bytes < full.peak_activation_bytes
+
+
+def compiled_roots(circuit: Circuit) -> tuple[Circuit, ...]:
+    return compile(circuit, inputs=["tokens", "labels"]).roots
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
