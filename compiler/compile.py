@@ -54,7 +54,8 @@ def compile(
         backend: "fx", "torchscript", "inductor" or "onnx".
         inputs: names of symbols, arrays or random variables that become run-time inputs with a
             shared leading batch axis, of any size at each call. Without inputs the call has no arguments.
-        dtype: what floating values are computed in: float32, float64 or bfloat16.
+        dtype: what floating values are computed in: float32, float64 or bfloat16, in which products are computed
+            while sums, norms, softmax and the results are float32 (see `tapeout.backends.precision`).
         device: where it runs.
         level: 0 for no optimisation beyond what lowering needs, 1 for all.
         max_memory: bytes that weights and values may take by the estimate of `Compiled.cost`; larger
