@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.precision import wide
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import compile
 from tapeout.compiler.reference import Progress
@@ -188,7 +189,7 @@ def _evaluate(
     """Logit differences [N], the logits [VOCAB] of the first prompts, the passes, and the number of nodes."""
     notify("building the circuit", 0, 0)
     circuits, info = circuit_of(checkpoint.model, source=checkpoint.source)
-    diffs = torch.empty(len(dataset), dtype=as_dtype(dtype))
+    diffs = torch.empty(len(dataset), dtype=wide(as_dtype(dtype)))
     logits: dict[int, torch.Tensor] = {}
     records: list[PassRecord] = []
     nodes = evaluated = 0
@@ -200,7 +201,8 @@ def _evaluate(
         nodes += count_nodes(metric)
         shown = int((rows < show).sum())  # rows are in the order of the dataset: the first ones
         at = partial(_add_offset, notify, evaluated, len(dataset))
-        diffs[rows], first, more = run(metric, part, shown, dtype, at)
+        found, first, more = run(metric, part, shown, dtype, at)
+        diffs[rows] = found.to(diffs.dtype)
         logits.update((int(row), line) for row, line in zip(rows, first, strict=False))
         records = _summed(records, [*ran, *more])
         evaluated += len(part)
