@@ -166,3 +166,40 @@ def test_bound_circuits_are_refused(metric: Circuit) -> None:
     bound = bind_dataset(metric, BASELINE["tokens"], BASELINE["labels"])
     with pytest.raises(DataError, match=r"bound already.*\nhint: patch the circuit of one row"):
         path_patch(bound, "m1")
+
+
+def test_direct_effects_are_linear_while_norms_are_frozen(metric: Circuit) -> None:
+    heads = [f"a{layer}.h{head}" for layer in (0, 1) for head in (0, 1)]
+    plain_values = plain(metric, BASELINE["tokens"])
+    for frozen in (True, False):
+        together = patched(metric, [f"{head} -> final.input" for head in heads], freeze_norm=frozen) - plain_values
+        single = [
+            patched(metric, f"{head}@{position} -> final.input", freeze_norm=frozen) - plain_values
+            for head in heads
+            for position in range(LENGTH)
+        ]
+        assert ((sum(single) - together).abs().max() < 1e-12) == frozen
+
+
+def test_rust_circuit_gives_the_same() -> None:
+    """The same logits in rust_circuit, patched there with its own matchers."""
+    rc = pytest.importorskip("rust_circuit")
+    from oracle import to_rust
+
+    logits = by_head_and_position(tiny.gpt2(VOCABULARY), LENGTH)
+    theirs = to_rust(logits)
+    direct = rc.IterativeMatcher("final.input").chain(
+        rc.restrict("a0.h1", term_early_at={"m0", "m1", "a1.h0", "a1.h1"})
+    )
+    scores = rc.IterativeMatcher("a1.h0").chain(rc.restrict("a.attn_scores_raw", term_early_at="a1.input"))
+    query = scores.children_matcher({0}).chain(rc.restrict("a0.h1", term_early_at={"m0", "a0.h0"}))
+    for path, matcher in (("a0.h1 -> final.input", direct), ("a0.h1 -> a1.h0.q", query)):
+        ours = path_patch(logits, path, {"tokens": BASELINE["tokens"]}, PATCH).evaluate("float64")
+        for row in range(ROWS):
+
+            def bound(circuit: Any, data: torch.Tensor, row: int = row) -> Any:
+                return circuit.update("tokens", lambda _: rc.Array(data[row], name="given"))
+
+            edited = theirs.update(matcher, lambda node: bound(node, PATCH["tokens"]))
+            found = bound(edited, BASELINE["tokens"])
+            assert (ours[row] - found.evaluate()).abs().max() < 1e-4
