@@ -9,10 +9,12 @@ before the first change are not computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,12 +28,16 @@ from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import DataError, TypeMismatchError
 from tapeout.tasks.patching.anatomy import anatomy
 from tapeout.tasks.patching.changes import Changes
+from tapeout.tasks.patching.cluster import run_on
 from tapeout.tasks.patching.data import Data, rows_of
 from tapeout.tasks.patching.graphs import Values, Window
 from tapeout.tasks.patching.pieces import Pieces
 from tapeout.tasks.patching.plan import Entry, Plan, Portions
 from tapeout.tasks.patching.result import SweepResult, as_result
-from tapeout.tasks.patching.variants import Variant, Variants, With, listed
+from tapeout.tasks.patching.variants import Cell, Variant, Variants, With, listed
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -104,6 +110,7 @@ class Sweep:
         max_memory: int | None = None,
         progress: Progress | None = None,
     ) -> None:
+        self.circuit, self.max_memory = circuit, max_memory
         self.variants = variants if isinstance(variants, Variants) else listed(variants)
         self.backend, self.dtype, self.device = backend, as_dtype(dtype), torch.device(device)
         if self.dtype not in DTYPES:
@@ -124,7 +131,8 @@ class Sweep:
         """What `run` will take. Nothing is compiled and nothing computed, but for one product to see how fast it is."""
         dry = Pieces(self.anatomy, self.backend, self.dtype, torch.device("meta"))
         for part in self._parts():
-            _Run(self, dry, part, self._means(dry)).run(lambda batch, metric: None)
+            for _ in _Run(self, dry, part, self._means(dry)).batches():
+                pass
         weights = Cost.of([self.anatomy.root], 1, self.dtype).weight_bytes
         hidden = int(self.anatomy.cuts[0].node.shape[-1])  # type: ignore[arg-type]
         rate = _matmul_rate(hidden, self.dtype, self.device)
@@ -133,33 +141,69 @@ class Sweep:
             len(self.variants), unchanged, dry.calls, dry.flops, dry.flops / rate, weights, self.portions
         )  # fmt: skip
 
-    def run(self) -> SweepResult:
+    def run(self, client: Client | None = None, folder: str | Path | None = None) -> SweepResult:
         """Computes everything.
 
         An interruption (Ctrl-C) gives what is finished: the rest is NaN, and `complete` is False.
+
+        Args:
+            client: of a Dask cluster whose workers compute; None for this process. See `cluster.run_on`.
+            folder: where the workers can read the circuit; None if they are on this machine.
+
+        Raises:
+            UnsupportedError: for a cluster without workers, or on which the sweep does not succeed.
         """
         values: Any = np.full((*self.variants.shape, self.prompts), np.nan)
         baseline: Any = np.full(self.prompts, np.nan)
-        complete, done, total = True, 0, len(self.plan.entries) * len(self._parts())
+        complete, done, total = True, 0, len(self.plan.entries)
+
+        def keep(cells: Sequence[Cell], metric: Any, of_baseline: Any, part: slice = slice(None)) -> None:
+            nonlocal done
+            baseline[part] = of_baseline
+            for cell in self.plan.unchanged:
+                values[(*cell, part)] = of_baseline
+            for cell, row in zip(cells, metric, strict=True):
+                values[(*cell, part)] = row
+            done += len(cells) * len(of_baseline)
+            self.progress("variants", done // self.prompts, total)
+
         try:
-            means = self._means(self.pieces)
-            for part in self._parts():
-                run = _Run(self, self.pieces, part, means)
-                baseline[part] = run.baseline.double().cpu().numpy()
-                for cell in self.plan.unchanged:
-                    values[(*cell, part)] = baseline[part]
-
-                def keep(batch: Sequence[Entry], metric: torch.Tensor, part: slice = part) -> None:
-                    nonlocal done
-                    for entry, row in zip(batch, metric.double().cpu().numpy(), strict=True):
-                        values[(*entry.cell, part)] = row
-                    done += len(batch)
-                    self.progress("variants", done, total)
-
-                run.run(keep)
+            if client is None or not self.plan.entries:
+                self._run_here(keep)
+            else:
+                run_on(client, self, keep, folder)
         except KeyboardInterrupt:
             complete = False
         return as_result(self.variants, values, baseline, complete)
+
+    def _run_here(self, keep: Callable[..., None]) -> None:
+        means = self._means(self.pieces)
+        for part in self._parts():
+            run = _Run(self, self.pieces, part, means)
+            baseline = _numbers(run.baseline)
+            keep((), (), baseline, part)
+            for batch, metric in run.batches():
+                keep([entry.cell for entry in batch], _numbers(metric), baseline, part)
+
+    def only(self, cells: Iterable[Cell]) -> Sweep:
+        """The same sweep over some of its variants; what is compiled serves both."""
+        out = copy(self)
+        out.variants = replace(self.variants, cells={cell: self.variants.cells[cell] for cell in cells})
+        out.plan = Plan(out.variants, self.anatomy, self.baseline, self.patch)
+        out.portions = out.plan.portions(self.pieces, self.prompts, self.max_memory)
+        return out
+
+    def arguments(self) -> dict[str, Any]:
+        """What the sweep was made with, but for the circuit and who looks on."""
+        return {
+            "variants": self.variants,
+            "baseline": self.baseline,
+            "patch": self.patch,
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "device": str(self.device),
+            "max_memory": self.max_memory,
+        }
 
     def _parts(self) -> list[slice]:
         """The prompts that are computed at once."""
@@ -191,9 +235,10 @@ class _Run:
             instead["patch"] = values_on(pieces, self.plan.taken_nodes(), sweep.patch, part)
         self.changes = Changes(pieces, self.base, instead, self.plan.first)
 
-    def run(self, keep: Callable[[Sequence[Entry], torch.Tensor], None]) -> None:
+    def batches(self) -> Iterator[tuple[Sequence[Entry], torch.Tensor]]:
+        """Variants that go through the model together, and their metric [VARIANTS, PROMPTS]."""
         for batch in self.plan.batches(self.sweep.portions.variants):
-            keep(batch, self._through(batch))
+            yield batch, self._through(batch)
 
     def _through(self, batch: Sequence[Entry]) -> torch.Tensor:
         """The metric of the variants [VARIANTS, PROMPTS]: each enters at its cut and goes through the rest."""
@@ -255,6 +300,10 @@ def _check_pair(baseline: Mapping[str, torch.Tensor], patch: Mapping[str, torch.
             )
 
 
+def _numbers(values: torch.Tensor) -> Any:
+    return values.double().cpu().numpy()
+
+
 def _matmul_rate(hidden: int, dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a product of the model's size."""
     left = torch.randn(_RATE_ROWS, hidden, dtype=dtype, device=device)
@@ -268,7 +317,9 @@ def sweep(
     variants: Variants | Iterable[Variant | str],
     baseline: Data,
     patch: Data | None = None,
+    *,
+    client: Client | None = None,
     **settings: Any,
 ) -> SweepResult:
-    """The metric of many variants of a model, evaluated together. Args and errors: see `Sweep`."""
-    return Sweep(circuit, variants, baseline, patch, **settings).run()
+    """The metric of many variants of a model, evaluated together. Args and errors: see `Sweep` and `Sweep.run`."""
+    return Sweep(circuit, variants, baseline, patch, **settings).run(client)

@@ -95,14 +95,14 @@ def test_ctrl_c_writes_what_is_finished(
     checkpoint: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = import_module("tapeout.tasks.patching.sweep")  # the package has a function of that name
-    run_of_a_part = engine._Run.run
+    batches = engine._Run.batches
 
-    def interrupted(self: Any, *arguments: Any) -> None:
+    def interrupted(self: Any) -> Any:
         if self.pieces.device.type != "meta":  # the estimate
             raise KeyboardInterrupt
-        run_of_a_part(self, *arguments)
+        return batches(self)
 
-    monkeypatch.setattr(engine._Run, "run", interrupted)
+    monkeypatch.setattr(engine._Run, "batches", interrupted)
     done = run("patch", checkpoint, "--out", tmp_path / "out", "-n", 2)
     assert done.code == 130 and "interrupted: what was not computed is left blank" in words(done.out)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
