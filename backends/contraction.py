@@ -11,21 +11,24 @@ from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.sizes import Size
 
 _GUESSED_BATCH = 64
-"""How long the batch axis is taken to be where the order of products is chosen."""
+"""How long the batch axis is taken to be where nobody says."""
 
 
-def in_pairs(operands: Sequence[Axes], out: Axes, sizes: Mapping[int, Size]) -> Iterator[tuple[tuple[int, ...], Axes]]:
+def in_pairs(
+    operands: Sequence[Axes], out: Axes, sizes: Mapping[int, Size], rows: int | None = None
+) -> Iterator[tuple[tuple[int, ...], Axes]]:
     """The cheapest order: again and again the places of operands that go, and the axes of what is put last for them.
 
     Args:
         operands: the axes of each, none twice.
         out: the axes of the result, none twice.
         sizes: the size of each axis.
+        rows: a typical length of the batch axis; None for a guess.
 
     Raises:
         UnsupportedError: for more than 52 axes.
     """
-    guess = {axis: size if isinstance(size, int) else _GUESSED_BATCH for axis, size in sizes.items()}
+    guess = {axis: size if isinstance(size, int) else rows or _GUESSED_BATCH for axis, size in sizes.items()}
     shapes = [tuple(guess[axis] for axis in axes) for axes in operands]
     path, _ = contract_path(einsum_text(operands, out), *shapes, shapes=True)
     left = list(operands)

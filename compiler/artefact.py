@@ -144,6 +144,7 @@ def _manifest(compiled: Compiled, model: str | None) -> dict[str, Any]:
         "inputs": [_input_entry(each) for each in compiled.inputs],
         "outputs": len(compiled.roots),
         "max_memory": compiled.max_memory,
+        "batch": list(compiled.batch),
         "packed_bytes": compiled.packed_bytes,
         "options": _options_entry(compiled.executable),
         "passes": [asdict(each) for each in compiled.passes],
@@ -220,7 +221,12 @@ def _compiled(folder: Path, manifest: dict[str, Any], device: torch.device) -> C
         device,
         int(manifest["packed_bytes"]),
         manifest["max_memory"],
+        _batch(manifest),
     )
+
+
+def _batch(manifest: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(map(int, manifest.get("batch", ())))
 
 
 def _input(entry: dict[str, Any]) -> Input:
@@ -245,7 +251,8 @@ def _executable(
     if model is None:
         from tapeout.backends.fx.executable import build
 
-        return build(roots, [each.batched for each in inputs], origins, dtype, device)[0]
+        rows = max(_batch(manifest), default=None)
+        return build(roots, [each.batched for each in inputs], origins, dtype, device, rows)[0]
     if backend == "torchscript":
         from tapeout.backends.torchscript.executable import load as load_module
 

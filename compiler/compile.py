@@ -20,7 +20,8 @@ from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
 
 Builder = Callable[
-    [Sequence[Circuit], Sequence[Symbol], Mapping[Circuit, str], torch.dtype, torch.device], tuple[Executable, int]
+    [Sequence[Circuit], Sequence[Symbol], Mapping[Circuit, str], torch.dtype, torch.device, int | None],
+    tuple[Executable, int],
 ]
 
 BACKENDS = {
@@ -46,6 +47,7 @@ def compile(
     level: int = 1,
     max_memory: int | None = None,
     options: BackendOptions | Mapping[str, Any] | None = None,
+    batch: int | Sequence[int] | None = None,
 ) -> Compiled:
     """Compiles a circuit of one row to a callable over batches of rows.
 
@@ -61,6 +63,9 @@ def compile(
         max_memory: bytes that weights and values may take by the estimate of `Compiled.cost`; larger
             batches are computed in parts. None for no limit.
         options: what the backend can be told, as its own dataclass or by name: `OnnxOptions` for "onnx".
+        batch: the batch size, or sizes, that calls are expected to have. It is no limit: every call takes any number
+            of rows. On CUDA, fx and inductor capture a CUDA graph for each size, to which batches are filled up or
+            by which they are computed in parts. Elsewhere the largest is what compilers take for typical.
 
     Returns:
         A callable: `compile(c, inputs=["tokens"])(tokens=...)` gives the value with the batch axis first.
@@ -68,10 +73,10 @@ def compile(
     Raises:
         MatchError: for an input that is not there.
         ModuleBindingError: for a symbol that is neither bound nor an input.
-        UnsupportedError: for a backend or an option that is not there, a node that the backend cannot lower, or
-            a `max_memory` that not even one row fits.
+        UnsupportedError: for a backend or an option that is not there, a node that the backend cannot lower, a
+            `batch` that is no number of rows, or a `max_memory` that not even one row fits.
     """
-    return compile_many([circuit], backend, inputs, dtype, device, level, max_memory, options)
+    return compile_many([circuit], backend, inputs, dtype, device, level, max_memory, options, batch)
 
 
 def compile_many(
@@ -83,12 +88,13 @@ def compile_many(
     level: int = 1,
     max_memory: int | None = None,
     options: BackendOptions | Mapping[str, Any] | None = None,
+    batch: int | Sequence[int] | None = None,
 ) -> Compiled:
     """Compiles several circuits to one callable with several results; what they share is computed once.
 
     Args and errors: see `compile`.
     """
-    build = builder(backend, options)
+    build, sizes = builder(backend, options), batch_sizes(batch)
     kind, where = as_dtype(dtype), torch.device(device)
     if kind not in DTYPES:
         raise TypeMismatchError(f"cannot compile to {kind}", hint="use float32, float64 or bfloat16")
@@ -96,7 +102,7 @@ def compile_many(
     optimised = optimise(rows, found, level, from_environment())
     symbols = [each.batched for each in found]
     try:
-        executable, packed = build(optimised.roots, symbols, optimised.origins, kind, where)
+        executable, packed = build(optimised.roots, symbols, optimised.origins, kind, where, max(sizes, default=None))
     except Exception as error:
         error.add_note(f"in lowering to {backend}; {already_run(optimised.records)}")
         raise
@@ -111,7 +117,22 @@ def compile_many(
         where,
         packed,
         max_memory,
+        sizes,
     )
+
+
+def batch_sizes(batch: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The sizes that may be given as `batch`, ascending, each once; none for None.
+
+    Raises:
+        UnsupportedError: if one is no positive number.
+    """
+    given = () if batch is None else batch if isinstance(batch, Sequence) else (batch,)
+    if any(type(size) is not int or size < 1 for size in given):
+        raise UnsupportedError(
+            f"batch={batch!r} is no size of a batch", hint="give a positive number or several: [1, 32]"
+        )
+    return tuple(sorted(set(given)))
 
 
 def builder(backend: str, options: BackendOptions | Mapping[str, Any] | None = None) -> Builder:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from tapeout.backends.cuda_graphs import CudaGraphs
+from tapeout.backends.rows import joined, split_rows
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
 from tapeout.ir import Circuit
 from tapeout.ir.errors import UnsupportedError
 from tapeout.passes import PassRecord
+
+CAPTURED = ("fx", "inductor")
+"""Backends whose calls on CUDA can be captured in CUDA graphs."""
 
 
 class Executable(Protocol):
@@ -45,6 +50,8 @@ class Compiled:
         device: where it runs.
         packed_bytes: copies of weights in another layout.
         max_memory: bytes that a call may take; None for no limit.
+        batch: batch sizes that calls are expected to have, ascending.
+        graphs: on CUDA the calls of these sizes, captured; None where nothing is captured.
     """
 
     backend: str
@@ -57,6 +64,15 @@ class Compiled:
     device: torch.device
     packed_bytes: int = 0
     max_memory: int | None = None
+    batch: tuple[int, ...] = ()
+    graphs: CudaGraphs | None = field(init=False, default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.device.type != "cuda" or self.backend not in CAPTURED:
+            return
+        fitting = [size for size in self.batch if self.max_memory is None or self._fits(size, self.max_memory)]
+        if fitting:
+            object.__setattr__(self, "graphs", CudaGraphs(self.executable, fitting))
 
     def __call__(self, **values: torch.Tensor) -> Any:
         """The value, one row an entry of the batch; a tuple if several circuits were compiled together.
@@ -66,14 +82,13 @@ class Compiled:
             UnsupportedError: if not even one row fits `max_memory`.
         """
         given = check_values(self.inputs, values, self.device)
+        if self.graphs is not None:
+            return self.graphs(*given)
         rows = len(given[0]) if given else 1
         part = rows if self.max_memory is None or not given else self.rows_within(self.max_memory, rows)
         if part == rows:
             return self.executable(*given)
-        parts = [self.executable(*(value[at : at + part] for value in given)) for at in range(0, rows, part)]
-        if len(self.roots) == 1:
-            return torch.cat(parts)
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return joined([self.executable(*each) for each in split_rows(given, part)])
 
     @property
     def source(self) -> str:
@@ -93,13 +108,16 @@ class Compiled:
         fits, fails = 0, rows + 1
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            fits, fails = (middle, fails) if self.cost(middle).peak_bytes <= memory else (fits, middle)
+            fits, fails = (middle, fails) if self._fits(middle, memory) else (fits, middle)
         if fits == 0:
             raise UnsupportedError(
                 f"one row takes {self.cost(1).peak_bytes:,} bytes, more than max_memory={memory:,}",
                 hint=f"the weights alone are {self.cost(1).weight_bytes:,} bytes; allow more, or compile to bfloat16",
             )
         return fits
+
+    def _fits(self, rows: int, memory: int) -> bool:
+        return self.cost(rows).peak_bytes <= memory
 
     def to(self, device: torch.device | str) -> Compiled:
         """The same on another device."""

@@ -28,6 +28,7 @@ def build(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype,
     device: torch.device,
+    rows: int | None = None,
     **options: Any,
 ) -> tuple[FxExecutable, int]:
     if REFUSES is not None:
@@ -37,4 +38,4 @@ def build(
         made = node.with_children(tuple(memo[child] for child in node.children))
         wrong = bool(node.children) and origins.get(node) == WRONG
         memo[node] = Einsum.scalar_mul(made, 1.01) if wrong else made
-    return build_fx([memo[root] for root in roots], inputs, origins, dtype, device, **options)
+    return build_fx([memo[root] for root in roots], inputs, origins, dtype, device, rows, **options)

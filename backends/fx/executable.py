@@ -43,7 +43,8 @@ def build(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype,
     device: torch.device,
+    rows: int | None = None,
 ) -> tuple[FxExecutable, int]:
     """The executable, and the bytes of weights copied into another layout."""
-    module, packed = lower(roots, inputs, origins, dtype, device)
+    module, packed = lower(roots, inputs, origins, dtype, device, rows)
     return FxExecutable(module), packed

@@ -32,7 +32,9 @@ class Lowering:
         origins: Mapping[Circuit, str],
         dtype: torch.dtype,
         device: torch.device | None,
+        rows: int | None = None,
     ) -> None:
+        self.typical_rows = rows
         self.graph = fx.Graph()
         self.weights = Attributes(wide(dtype), device)
         self.narrow_weights = self.weights if wide(dtype) is dtype else Weights(dtype, device)

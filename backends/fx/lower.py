@@ -20,6 +20,7 @@ def lower(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    rows: int | None = None,
 ) -> tuple[fx.GraphModule, int]:
     """The circuits as one GraphModule: one argument an input, one result a root (a tuple for several).
 
@@ -29,6 +30,7 @@ def lower(
         origins: names for nodes.
         dtype: what values are computed in; for a narrow one see `tapeout.backends.precision`.
         device: where constants are moved.
+        rows: a typical batch size.
 
     Returns:
         The module, and the bytes of weights copied into another layout.
@@ -37,7 +39,7 @@ def lower(
         UnsupportedError: for a kind or function without a rule.
         LoweringError: for anything else that goes wrong, with the node.
     """
-    lowering = Lowering(roots, inputs, origins, dtype, device)
+    lowering = Lowering(roots, inputs, origins, dtype, device, rows)
     for node in postorder(*roots):  # constants, and views of them, are made when a rule asks for them
         if node not in lowering.nodes and not is_view(node):
             lowering.current = node

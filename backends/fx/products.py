@@ -61,7 +61,7 @@ def _in_pairs(low: Lowering, operands: list[Operand], out: Axes, sizes: Mapping[
     choose while the batch has no size.
     """
     left = list(operands)
-    for places, kept in in_pairs([axes for _, axes in operands], out, sizes):
+    for places, kept in in_pairs([axes for _, axes in operands], out, sizes, low.typical_rows):
         chosen = [left.pop(i) for i in reversed(places)][::-1]
         left.append((_product_of(low, chosen, kept, sizes), kept))
     return left[0][0]

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from tapeout.backends.inductor.examples import LEAST_ROWS, examples, filled_up
+from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples
 from tapeout.backends.inductor.freezing import options
 from tapeout.backends.quiet import without_known_warnings
+from tapeout.backends.rows import filled_up
 from tapeout.ir import Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 
@@ -25,20 +26,29 @@ _OPTIONS = {"always_keep_tensor_constants": True}
 """Without it, torch 2.13 writes constants that are single numbers into the code and then fails to reshape them."""
 
 
-def package(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device, path: Path) -> None:
+def package(
+    module: fx.GraphModule,
+    inputs: Sequence[Symbol],
+    device: torch.device,
+    path: Path,
+    rows: int = EXAMPLE_ROWS,
+) -> None:
     """Compiles the module for batches of two rows and more and writes it, with its weights, to `path` (`.pt2`).
+
+    Args:
+        rows: a typical batch size.
 
     Raises:
         LoweringError: if it cannot be exported or compiled.
     """
     from torch._inductor import aoti_compile_and_package
 
-    values = tuple(examples(inputs, device))
-    rows = torch.export.Dim("rows", min=LEAST_ROWS)
+    values = tuple(examples(inputs, device, rows))
+    batch = torch.export.Dim("rows", min=LEAST_ROWS)
     content = BytesIO()
     try:
         with without_known_warnings(), torch.no_grad():
-            exported = torch.export.export(module, values, dynamic_shapes=[{0: rows} for _ in values] or None)
+            exported = torch.export.export(module, values, dynamic_shapes=[{0: batch} for _ in values] or None)
             settings = _OPTIONS | options(module, device)
             aoti_compile_and_package(exported, package_path=content, inductor_configs=settings)
     except Exception as error:  # torch raises errors of many kinds here

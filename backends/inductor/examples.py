@@ -16,7 +16,7 @@ EXAMPLE_ROWS = 16
 """How many rows to trace with; the compiler takes them for typical."""
 
 
-def examples(inputs: Sequence[Symbol], device: torch.device, rows: int = EXAMPLE_ROWS) -> list[torch.Tensor]:
+def examples(inputs: Sequence[Symbol], device: torch.device, rows: int) -> list[torch.Tensor]:
     """Zeros for the inputs: an index that is in every range.
 
     Raises:
@@ -29,11 +29,3 @@ def examples(inputs: Sequence[Symbol], device: torch.device, rows: int = EXAMPLE
             raise UnsupportedError(f"the input {symbol!r} has symbolic sizes", hint="bind all sizes but the batch")
         made.append(torch.zeros((rows, *sizes), dtype=symbol.torch_dtype, device=device))
     return made
-
-
-def filled_up(values: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor]:
-    """The values with their first row repeated behind them until they have that many rows."""
-    return [
-        each if each.shape[0] >= rows else torch.cat([each, each[:1].expand(rows - each.shape[0], *each.shape[1:])])
-        for each in values
-    ]

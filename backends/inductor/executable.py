@@ -11,9 +11,10 @@ from torch import fx
 
 from tapeout.backends.fx.lower import lower
 from tapeout.backends.inductor.aot import package
-from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples, filled_up
+from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples
 from tapeout.backends.inductor.freezing import options, packed_bytes
 from tapeout.backends.quiet import without_known_warnings
+from tapeout.backends.rows import filled_up
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
 
@@ -25,13 +26,17 @@ class InductorExecutable:
         module: the fx module that was compiled.
         inputs: its inputs.
         device: where it runs.
+        rows: the batch size that the compiler took for typical.
     """
 
-    def __init__(self, module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device) -> None:
+    def __init__(
+        self, module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device, rows: int | None = None
+    ) -> None:
         self.module = module
         self.inputs = tuple(inputs)
         self.device = device
-        self._run = _compiled(module, self.inputs, device)
+        self.rows = max(rows or EXAMPLE_ROWS, LEAST_ROWS)
+        self._run = _compiled(module, self.inputs, device, self.rows)
 
     @property
     def source(self) -> str:
@@ -49,11 +54,11 @@ class InductorExecutable:
     def to(self, device: torch.device) -> InductorExecutable:
         from copy import deepcopy
 
-        return InductorExecutable(deepcopy(self.module).to(device), self.inputs, device)
+        return InductorExecutable(deepcopy(self.module).to(device), self.inputs, device, self.rows)
 
     def save(self, path: Path) -> None:
         """Writes a package that needs neither tapeout nor a compiler: see `aot.package`."""
-        package(self.module, self.inputs, self.device, path)
+        package(self.module, self.inputs, self.device, path, self.rows)
 
 
 def build(
@@ -62,6 +67,7 @@ def build(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype,
     device: torch.device,
+    rows: int | None = None,
 ) -> tuple[InductorExecutable, int]:
     """The executable, compiled, and the bytes of weights copied into another layout.
 
@@ -70,8 +76,8 @@ def build(
         LoweringError: if Inductor cannot compile the fx module.
     """
     check_compiler()
-    module, packed = lower(roots, inputs, origins, dtype, device)
-    executable = InductorExecutable(module, inputs, device)
+    module, packed = lower(roots, inputs, origins, dtype, device, rows)
+    executable = InductorExecutable(module, inputs, device, rows)
     return executable, packed + packed_bytes(module, device)
 
 
@@ -91,13 +97,13 @@ def check_compiler() -> None:
         ) from error
 
 
-def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device) -> Callable[..., Any]:
+def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device, rows: int) -> Callable[..., Any]:
     """The module compiled for batches of two rows and more, by running it once on zeros."""
     from torch._dynamo import mark_dynamic
     from torch._inductor import config
 
     run = torch.compile(module, fullgraph=True)
-    values = _as_compiled(examples(inputs, device), EXAMPLE_ROWS)
+    values = _as_compiled(examples(inputs, device, rows), rows)
     for value in values:
         mark_dynamic(value, 0)
     try:

@@ -127,6 +127,7 @@ def build(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype,
     device: torch.device,
+    rows: int | None,
     options: OnnxOptions,
 ) -> tuple[OnnxExecutable, int]:
     """The executable, and the bytes of weights copied into another layout.
@@ -140,7 +141,7 @@ def build(
             "ONNX Runtime has no bfloat16 kernels for the CPU, not even of products",
             hint="compile to float32, use device='cuda', or backend='fx' for bfloat16",
         )
-    model, packed = lower(roots, inputs, origins, dtype, options)
+    model, packed = lower(roots, inputs, origins, dtype, options, rows)
     return OnnxExecutable(model, None, device, options), packed
 
 

@@ -37,7 +37,9 @@ class Lowering:
         origins: Mapping[Circuit, str],
         weights: Weights,
         options: OnnxOptions,
+        rows: int | None = None,
     ) -> None:
+        self.typical_rows = rows
         self.weights, self.origins, self.options = weights, origins, options
         self.values: dict[Circuit, Value] = {}
         self.current: Circuit | None = None

@@ -21,6 +21,7 @@ def lower(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype = torch.float32,
     options: OnnxOptions | None = None,
+    rows: int | None = None,
 ) -> tuple[onnx_ir.Model, int]:
     """The circuits as one ONNX model, one input an input, one result a root; and the bytes of weights copied.
 
@@ -33,13 +34,14 @@ def lower(
         origins: names for nodes.
         dtype: what floating values are computed in.
         options: the operators to use.
+        rows: a typical batch size.
 
     Raises:
         UnsupportedError: for a kind or function without a rule, or that the opset cannot express.
         LoweringError: for anything else that goes wrong, with the node.
     """
     weights = Weights(dtype, torch.device("cpu"))
-    low = Lowering(inputs, origins, weights, options or OnnxOptions())
+    low = Lowering(inputs, origins, weights, options or OnnxOptions(), rows)
     for node in postorder(*roots):  # constants, and views of them, are made when a rule asks for them
         if node not in low.values and weights.value(node) is None:
             low.current = node

@@ -47,7 +47,7 @@ def _product(low: Lowering, operands: list[Operand], out: Axes, sizes: Sizes) ->
     if len(operands) == 2:
         return _of_two(low, operands[0], operands[1], out, sizes)
     left = list(operands)
-    for places, kept in in_pairs([axes for _, axes in operands], out, sizes):
+    for places, kept in in_pairs([axes for _, axes in operands], out, sizes, low.typical_rows):
         chosen = [left.pop(i) for i in reversed(places)][::-1]
         left.append((_product(low, chosen, kept, sizes), kept))
     return left[0][0]

@@ -73,13 +73,14 @@ def build(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype,
     device: torch.device,
+    rows: int | None = None,
 ) -> tuple[TorchScriptExecutable, int]:
     """The executable, and the bytes of weights copied into another layout.
 
     Raises:
         LoweringError: if TorchScript refuses the fx module.
     """
-    module, packed = lower(roots, inputs, origins, dtype, device)
+    module, packed = lower(roots, inputs, origins, dtype, device, rows)
     return scripted(module, device), packed
 
 

@@ -16,10 +16,11 @@ from random_models import gpt2
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
-from tapeout.backends.inductor import cuda_graphs, freezing
+from tapeout.backends import cuda_graphs
+from tapeout.backends.inductor import freezing
 from tapeout.backends.inductor.aot import AotExecutable
-from tapeout.backends.inductor.examples import filled_up
 from tapeout.backends.inductor.executable import InductorExecutable, check_compiler
+from tapeout.backends.rows import filled_up, joined, split_rows
 from tapeout.compiler import Compiled, compile, compile_many
 from tapeout.ir import Add
 from tapeout.ir.errors import LoweringError, UnsupportedError
@@ -48,7 +49,7 @@ def catalogue() -> tuple[Batch, Compiled]:
 @cache
 def model() -> tuple[Compiled, Compiled]:
     circuit = difference(by_head_and_position(gpt2(), 5))
-    return compile(circuit, "inductor", INPUTS), compile(circuit, "fx", INPUTS)
+    return compile(circuit, "inductor", INPUTS, batch=5), compile(circuit, "fx", INPUTS)
 
 
 def tokens(rows: int) -> dict[str, torch.Tensor]:
@@ -135,7 +136,8 @@ def test_wrong_inputs_are_errors(what: str) -> None:
 @pytest.mark.slow
 def test_one_tensor_for_two_inputs_compiles_nothing_anew() -> None:
     x, y = symbol(1, (2,), "x"), symbol(2, (2,), "y")
-    compiled = compile(Add(x, y), "inductor", ["x", "y"])
+    compiled = compile(Add(x, y), "inductor", ["x", "y"], batch=1)
+    assert compiled.executable.rows == 2  # type: ignore[attr-defined]
     before, ones = graphs(), torch.ones(3, 2)
     assert compiled(x=ones, y=ones).tolist() == [[2.0, 2.0]] * 3
     assert graphs() == before
@@ -182,15 +184,15 @@ def test_the_bucket_of_a_batch(rows: int, bucket: int) -> None:
 
 def test_batches_are_computed_in_parts_and_joined() -> None:
     x, y = torch.arange(5), torch.arange(10).reshape(5, 2)
-    parts = cuda_graphs.split_rows([x, y], 2)
+    parts = split_rows([x, y], 2)
     assert [[len(value) for value in part] for part in parts] == [[2, 2], [2, 2], [1, 1]]
-    joined: Any = cuda_graphs.joined([tuple(part) for part in parts])
-    assert torch.equal(joined[0], x)
-    assert torch.equal(joined[1], y)
-    assert torch.equal(cuda_graphs.joined([part[0] for part in parts]), x)
+    whole: Any = joined([tuple(part) for part in parts])
+    assert torch.equal(whole[0], x)
+    assert torch.equal(whole[1], y)
+    assert torch.equal(joined([part[0] for part in parts]), x)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_graphs_without_a_gpu_say_so() -> None:
     with pytest.raises(UnsupportedError, match="there is none"):
-        cuda_graphs.CudaGraphs(lambda x: x)
+        cuda_graphs.CudaGraphs(lambda x: x, [2])

@@ -95,10 +95,10 @@ def test_dtype_memory_limit_and_several_results_come_back(tmp_path: Path, dtype:
     x = symbol(1, (2,), "x")
     one = Array(torch.ones(2, dtype=getattr(torch, dtype)), "one")
     pair = [Einsum.scalar_mul(x, 2.0, "double"), Add(x, one)]
-    compiled = compile_many(pair, "fx", ["x"], dtype=dtype, max_memory=10**6)
+    compiled = compile_many(pair, "fx", ["x"], dtype=dtype, max_memory=10**6, batch=[8, 2])
     compiled.save(tmp_path / "pair")
     loaded = load(tmp_path / "pair")
-    assert (loaded.max_memory, loaded.dtype) == (10**6, compiled.dtype)
+    assert (loaded.max_memory, loaded.dtype, loaded.batch) == (10**6, compiled.dtype, (2, 8))
     double, more = as_tuple(loaded(x=torch.ones(3, 2, dtype=compiled.dtype)))
     assert double.tolist() == more.tolist() == [[2.0, 2.0]] * 3
 

@@ -146,6 +146,38 @@ def test_batches_of_any_size_without_compiling_again() -> None:
         assert_close(compiled(tokens=tokens[:rows], labels=labels[:rows]), whole[:rows], torch.float32)
 
 
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "onnx"])
+def test_expected_batch_sizes_are_no_limit(backend: str) -> None:
+    circuit = difference(by_head_and_position(gpt2(), 5))
+    tokens, labels = integers(7, 5, below=11), integers(7, 2, below=11, seed=1)
+    whole = compile(circuit, backend, ["tokens", "labels"])(tokens=tokens, labels=labels)
+    for batch in (1, [2, 4]):
+        compiled = compile_many([circuit], backend, ["tokens", "labels"], batch=batch)
+        assert compiled.graphs is None
+        for rows in (1, 3, 7):
+            assert_close(compiled(tokens=tokens[:rows], labels=labels[:rows]), whole[:rows], torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["fx", "onnx"])
+def test_products_are_ordered_for_the_batch_that_is_expected(backend: str) -> None:
+    """(x a) b for few rows, x (a b) for many."""
+    x, a, b = symbol(1, (8,), "x"), Array(tensor(8, 8), "a"), Array(tensor(8, 8, seed=1), "b")
+    product = Einsum.from_einsum_string("i,ij,jk->k", x, a, b)
+    few, many = (compile(product, backend, ["x"], dtype="float64", batch=batch) for batch in (1, [1, 1000]))
+    assert few.batch == (1,) and many.batch == (1, 1000)
+    assert few.source != many.source
+    value = tensor(3, 8, seed=2)
+    for each in (few, many):
+        assert_close(each(x=value), value @ a.value @ b.value)
+
+
+@pytest.mark.parametrize("batch", [0, -1, True, 2.0, [1, 0], "16"])
+def test_what_is_no_batch_size_is_an_error(batch: object) -> None:
+    with pytest.raises(UnsupportedError, match="batch") as caught:
+        compile(Scalar(1.0, (2,)), batch=batch)  # type: ignore[arg-type]
+    assert "positive number" in caught.value.hint
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_split_circuit_compiles_to_what_the_model_compiles_to(family: str) -> None:
     model = {"gpt2": gpt2, "llama": llama}[family]()

@@ -14,7 +14,7 @@ from random_models import gpt2, llama
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
-from tapeout.backends.inductor.cuda_graphs import CudaGraphs
+from tapeout.backends.cuda_graphs import CudaGraphs
 from tapeout.compiler import Compiled, compile, compile_many, load
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
 from tapeout.testing.cases import CASES
@@ -92,6 +92,28 @@ def test_cuda_graphs(backend: str) -> None:
     assert graphs.captured == before  # replayed, not captured anew
 
 
+@pytest.mark.parametrize("backend", ["fx", "inductor"])
+def test_expected_batches_are_captured(backend: str, tmp_path: Path) -> None:
+    circuit = difference(by_head_and_position(gpt2(), 5))
+    compiled = compile(circuit, backend, INPUTS, device="cuda:0", batch=[8, 32])
+    check(compiled)
+    assert compiled.graphs is not None and set(compiled.graphs.captured) == {8, 32}
+    small = replace(compiled, max_memory=compiled.cost(8).peak_bytes)
+    assert small.graphs is not None and small.graphs.buckets == (8,)
+    check(small)
+    compiled.save(tmp_path / backend)
+    check(load(tmp_path / backend))
+
+
+def test_a_circuit_that_moves_to_the_gpu_is_captured_there() -> None:
+    circuit = difference(by_head_and_position(gpt2(), 5))
+    here = compile(circuit, "fx", INPUTS, batch=4)
+    there = here.to("cuda:0")
+    check(there)
+    assert here.graphs is None and there.graphs is not None and set(there.graphs.captured) == {4}
+    assert there.to("cpu").graphs is None
+
+
 def test_a_replay_leaves_earlier_results_alone() -> None:
     compiled = model("gpt2", "fx", "cuda:0")
     graphs = replace(compiled, executable=CudaGraphs(compiled.executable, (4,)))
@@ -105,7 +127,7 @@ def test_a_replay_leaves_earlier_results_alone() -> None:
 
 def test_cuda_graphs_take_values_on_the_gpu_only() -> None:
     with pytest.raises(UnsupportedError, match="on a CUDA device"):
-        CudaGraphs(model("gpt2", "fx", "cuda:0").executable)(*tokens(2).values())
+        CudaGraphs(model("gpt2", "fx", "cuda:0").executable, (2,))(*tokens(2).values())
 
 
 @pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor", "onnx"])

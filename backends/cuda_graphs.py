@@ -13,11 +13,8 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.inductor.examples import filled_up
+from tapeout.backends.rows import filled_up, joined, split_rows
 from tapeout.ir.errors import UnsupportedError
-
-BUCKETS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Batch sizes that graphs are captured for; larger batches are computed in parts."""
 
 _WARM_UPS = 3
 
@@ -38,11 +35,11 @@ class CudaGraphs:
 
     Attributes:
         executable: what is captured: an fx or inductor executable.
-        buckets: the batch sizes, ascending.
+        buckets: the batch sizes that graphs are captured for, ascending; larger batches are computed in parts.
         captured: the graphs so far.
     """
 
-    def __init__(self, executable: Any, buckets: Sequence[int] = BUCKETS) -> None:
+    def __init__(self, executable: Any, buckets: Sequence[int]) -> None:
         if not torch.cuda.is_available():
             raise UnsupportedError(
                 "CUDA graphs need a CUDA device, and there is none", hint="call the executable itself"
@@ -108,21 +105,8 @@ def bucket_of(rows: int, buckets: Sequence[int]) -> int:
     return buckets[min(bisect_left(buckets, rows), len(buckets) - 1)]
 
 
-def split_rows(values: Sequence[torch.Tensor], most: int) -> list[list[torch.Tensor]]:
-    """The values in parts of at most so many rows."""
-    rows = values[0].shape[0]
-    return [[value[start : start + most] for value in values] for start in range(0, rows, most)]
-
-
 def cloned(results: Any, rows: int) -> Any:
     """Copies of the first rows of the results."""
     if isinstance(results, torch.Tensor):
         return results[:rows].clone()
     return tuple(each[:rows].clone() for each in results)
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """The results of the parts, one behind the other."""
-    if isinstance(parts[0], torch.Tensor):
-        return torch.cat(list(parts))
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
