@@ -1,11 +1,11 @@
-"""Sweeps of patches over GPT-2 small (random weights), beside what else computes the same.
+"""Sweeps of patches over GPT-2 small (random weights) or another model, beside what else computes the same.
 
-    python benchmarks/patching.py [--quick] [--only direct|activation|positions|edges] [--json]
+    python benchmarks/patching.py [--model smollm2-135m] [--quick] [--only direct|activation|positions|edges] [--json]
 
 - direct: each head's direct effect on the logits at the last position; beside rust_circuit's path patches
   (`--no-rust` leaves them out) and two plain forward passes.
 - activation: each head's output replaced at all positions; beside TransformerLens where it is installed
-  (`pip install tapeout[bench]`), else a loop of hooks on Hugging Face's model.
+  (`pip install tapeout[bench]`) and the model is a GPT-2, else a loop of hooks on Hugging Face's model.
 - positions: the same at one position at a time. The peer is measured on one layer's heads.
 - edges: the queries of all later heads, of every head; beside one compiled forward pass an edge. A sample of the
   senders is run, and the rest is in proportion to the operations that `estimate` counts.
@@ -31,10 +31,12 @@ from ioi_logit_diff import random_gpt2_small, template_prompts
 from tapeout.compiler import compile
 from tapeout.ir import Circuit
 from tapeout.models import circuit_of, split_circuit
+from tapeout.models.checkpoint import load_checkpoint
+from tapeout.tasks.ioi import IOIDataset
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
 from tapeout.tasks.patching import Sweep, Variants, direct, edges, heads, heads_by_position
 
-LENGTH = 16
+GPT2_SMALL = "gpt2-small"
 PROMPTS = 8
 PARTS = ("direct", "activation", "positions", "edges")
 
@@ -44,7 +46,7 @@ class Setting:
     """What is patched.
 
     Attributes:
-        model: Hugging Face's GPT-2.
+        model: Hugging Face's model.
         metric: its logit difference of one prompt.
         baseline: the prompts, `tokens` and `labels`.
         patch: the same prompts with other names.
@@ -60,17 +62,33 @@ class Setting:
         baseline = {name: value[:count] for name, value in self.baseline.items()}
         return Setting(self.model, self.metric, baseline, {"tokens": self.patch["tokens"][:count]}, self.split_seconds)
 
+    @property
+    def layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
 
-def setting(quick: bool) -> Setting:
-    model = random_gpt2_small() if not quick else small_gpt2()
-    tokens, labels = template_prompts(model.config.vocab_size)
-    others, _ = template_prompts(model.config.vocab_size, seed=1)
-    patch = tokens.clone()
-    patch[:, [3, 5]] = others[:, [3, 5]]
-    patch[:, 11] = patch[:, 5]
+    @property
+    def heads(self) -> int:
+        return int(self.model.config.num_attention_heads)
+
+
+def setting(name: str, quick: bool) -> Setting:
+    """The model of that name, with prompts and the same prompts with other names."""
+    if name == GPT2_SMALL:
+        model = random_gpt2_small() if not quick else small_gpt2()
+        tokens, labels = template_prompts(model.config.vocab_size)
+        others, _ = template_prompts(model.config.vocab_size, seed=1)
+        patch = tokens.clone()
+        patch[:, [3, 5]] = others[:, [3, 5]]
+        patch[:, 11] = patch[:, 5]
+    else:
+        checkpoint = load_checkpoint(name)
+        model = checkpoint.model
+        data = IOIDataset("mixed", 50, tokenizer=checkpoint.tokenizer)
+        tokens, labels = data.prompts_toks, torch.stack([data.io_tokenIDs, data.s_tokenIDs], dim=1)
+        patch = data.gen_flipped_prompts("IO").gen_flipped_prompts("S").prompts_toks
     start = clock()
     circuits, info = circuit_of(model)
-    metric = logit_diff_circuit(split_circuit(circuits, info, LENGTH)[0])
+    metric = logit_diff_circuit(split_circuit(circuits, info, tokens.shape[1])[0])
     taken = clock() - start
     return Setting(model, metric, {"tokens": tokens, "labels": labels}, {"tokens": patch}, taken)
 
@@ -145,13 +163,13 @@ def rust_direct(data: Setting) -> tuple[float, float, Any]:
 
     metric = to_rust(bind_rows(data.metric, data.baseline))
     other = rc.Array(data.patch["tokens"], name="tokens")
-    layers, count = data.model.config.n_layer, data.model.config.n_head
+    layers, count, last = data.layers, data.heads, data.baseline["tokens"].shape[1] - 1
     parts = rc.Regex(r"^(a\d+_h\d+_t\d+|m\d+_t\d+)$", escape_dot=False)
     start = clock()
     patched = []
     for layer in range(layers):
         for head in range(count):
-            name = f"a{layer}_h{head}_t{LENGTH - 1}"
+            name = f"a{layer}_h{head}_t{last}"
             sender = rc.restrict(rc.Matcher(name), term_early_at=rc.Matcher(parts))
             path = rc.IterativeMatcher("final.input").chain(sender)
             patched.append(metric.update(path, lambda node: node.update("tokens", lambda _: other)))
@@ -187,11 +205,11 @@ def lens_metric(data: Setting) -> Callable[[torch.Tensor], torch.Tensor]:
 def run_activation(data: Setting, options: argparse.Namespace) -> dict[str, Any]:
     few = data.first(PROMPTS)
     out, result = swept(few, heads(data.metric), 2)
-    count = data.model.config.n_layer
+    count = data.layers
     layers = [count // 2] if options.sample else list(range(count))
     seconds, values = peer_of_heads(few, by_position=False, layers=layers)
     seconds *= count / len(layers)
-    out |= {"peer": peer_name(), "peer seconds": seconds, "times as fast": seconds / out["seconds"]}
+    out |= {"peer": peer_name(data), "peer seconds": seconds, "times as fast": seconds / out["seconds"]}
     out["largest error"] = float(np.abs(values - result.mean().to_numpy()[layers]).max())
     return out
 
@@ -199,23 +217,27 @@ def run_activation(data: Setting, options: argparse.Namespace) -> dict[str, Any]
 def run_positions(data: Setting, options: argparse.Namespace) -> dict[str, Any]:
     few = data.first(PROMPTS)
     out, result = swept(few, heads_by_position(data.metric), repeat=0)
-    layers = [data.model.config.n_layer // 2]
+    layers = [data.layers // 2]
     seconds, values = peer_of_heads(few, by_position=True, layers=layers)
-    whole = seconds * data.model.config.n_layer / len(layers)
-    out |= {"peer": peer_name(), "peer seconds, extrapolated": whole, "times as fast": whole / out["seconds"]}
+    whole = seconds * data.layers / len(layers)
+    out |= {"peer": peer_name(data), "peer seconds, extrapolated": whole, "times as fast": whole / out["seconds"]}
     found = result.mean().to_numpy()[layers]  # [layer, head, position]
     out["largest error"] = float(np.abs(values - found).max())
     return out
 
 
-def peer_name() -> str:
-    return "TransformerLens" if find_spec("transformer_lens") is not None else "hooks on Hugging Face's model"
+def has_lens(data: Setting) -> bool:
+    return data.model.config.model_type == "gpt2" and find_spec("transformer_lens") is not None
+
+
+def peer_name(data: Setting) -> str:
+    return "TransformerLens" if has_lens(data) else "hooks on Hugging Face's model"
 
 
 def peer_of_heads(data: Setting, by_position: bool, layers: list[int]) -> tuple[float, Any]:
     """Head outputs patched one forward pass at a time: seconds, and mean metrics [LAYER, HEAD] or with positions."""
     with torch.inference_mode():
-        if find_spec("transformer_lens") is not None:
+        if has_lens(data):
             return lens_heads(data, by_position, layers)
         return hook_heads(data, by_position, layers)
 
@@ -227,13 +249,13 @@ def lens_heads(data: Setting, by_position: bool, layers: list[int]) -> tuple[flo
     model, metric = lens(data), lens_metric(data)
     _, cache = model.run_with_cache(data.patch["tokens"])
     tokens = data.baseline["tokens"]
-    everything = len(layers) == data.model.config.n_layer
+    everything = len(layers) == data.layers
     if not by_position and everything:
         call = patching.get_act_patch_attn_head_out_all_pos
         seconds, values = clocked(lambda: call(model, tokens, cache, metric))
         return seconds, values.numpy()
-    count = data.model.config.n_head
-    places = range(LENGTH) if by_position else [None]
+    count = data.heads
+    places = range(tokens.shape[1]) if by_position else [None]
     rows = [(layer, p, head) for layer in layers for p in places for head in range(count)]
     frame = pd.DataFrame(rows, columns=["layer", "pos", "head"])
     setter = patching.layer_pos_head_vector_patch_setter
@@ -248,8 +270,11 @@ def lens_heads(data: Setting, by_position: bool, layers: list[int]) -> tuple[flo
 def hook_heads(data: Setting, by_position: bool, layers: list[int]) -> tuple[float, Any]:
     """The same shape of loop on Hugging Face's model: a hook on the input of each attention's output product."""
     model, metric = data.model, lens_metric(data)
-    count, size = model.config.n_head, model.config.n_embd // model.config.n_head
-    products = [block.attn.c_proj for block in model.transformer.h]
+    count, size = data.heads, model.config.hidden_size // data.heads
+    if model.config.model_type == "gpt2":
+        products = [block.attn.c_proj for block in model.transformer.h]
+    else:
+        products = [block.self_attn.o_proj for block in model.model.layers]
     held: dict[int, torch.Tensor] = {}
     hooks = [
         product.register_forward_pre_hook(lambda _, args, i=i: held.__setitem__(i, args[0]))  # type: ignore[misc]
@@ -258,7 +283,7 @@ def hook_heads(data: Setting, by_position: bool, layers: list[int]) -> tuple[flo
     model(data.patch["tokens"])
     for hook in hooks:
         hook.remove()
-    places = [slice(p, p + 1) for p in range(LENGTH)] if by_position else [slice(None)]
+    places = [slice(p, p + 1) for p in range(data.baseline["tokens"].shape[1])] if by_position else [slice(None)]
 
     def loop() -> list[float]:
         out = []
@@ -286,7 +311,7 @@ def run_edges(data: Setting, options: argparse.Namespace) -> dict[str, Any]:
     few = data.first(PROMPTS)
     plain = forward(few)
     out: dict[str, Any] = {"one compiled forward": plain}
-    layers = data.model.config.n_layer
+    layers = data.layers
     # All positions take long: one sender in each third layer, and what it reaches.
     samples = {"at the end": ((-1,), range(1, layers, 4)), "at all positions": (None, range(2, layers - 1, 3))}
     for name, (positions, sending) in samples.items():
@@ -314,6 +339,7 @@ RUNS = {"direct": run_direct, "activation": run_activation, "positions": run_pos
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=GPT2_SMALL, help="gpt2-small (random weights) or what load_circuit takes")
     parser.add_argument("--quick", action="store_true", help="a model of 4 layers and 4 heads")
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--no-rust", action="store_true", help="leave rust_circuit out, which takes a minute")
@@ -325,7 +351,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.processor_time:
         globals()["clock"] = time.process_time
-    data = setting(options.quick)
+    data = setting(options.model, options.quick)
     results = {}
     for name in options.only or PARTS:
         print(f"measuring: {name}", file=sys.stderr)

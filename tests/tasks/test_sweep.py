@@ -14,6 +14,7 @@ import torch
 from splits import by_head_and_position, difference
 
 from tapeout.compiler import compile_many
+from tapeout.compiler.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Array, Circuit, GeneralFunction, Matcher, TorchDeviceDtypeOp
 from tapeout.ir.errors import DataError, MatchError, ShapeError, TapeoutError, UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset
@@ -222,6 +223,16 @@ def test_on_other_backends(gpt2: Circuit, backend: str) -> None:
     found = sweep(gpt2, variants, BASELINE, PATCH, backend=backend).to_numpy()
     expected = sweep(gpt2, variants, BASELINE, PATCH, **F64).to_numpy()
     assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("case", ["heads out", "heads pattern", "edges to q"])
+def test_in_bfloat16(metric: Circuit, case: str) -> None:
+    """Products are narrow; streams and results are not, and neither is what lies between pieces."""
+    variants = CASES[case](metric)
+    expected = torch.from_numpy(sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy())
+    found = torch.from_numpy(sweep(metric, variants, BASELINE, PATCH, dtype="bfloat16").to_numpy())
+    off = Deviation.of(found[~expected.isnan()], expected[~expected.isnan()])
+    assert off.relative > 0 and off.within(TOLERANCES[torch.bfloat16])
 
 
 def test_the_result_has_labels_and_is_saved(gpt2: Circuit, tmp_path: Path) -> None:
