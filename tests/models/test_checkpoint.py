@@ -140,7 +140,7 @@ def test_sharded(tmp_path: Path) -> None:
     assert len(shards) > 1
     assert_same_weights(load_checkpoint(tmp_path / "shards").model, tiny_gpt2())
     shards[0].unlink()
-    with pytest.raises(ModelError, match="models of type 't5' are not supported") as caught:
+    with pytest.raises(ModelError, match="cannot load the model") as caught:
         load_checkpoint(tmp_path / "shards")
     assert shards[0].name in caught.value.facts[0]
 

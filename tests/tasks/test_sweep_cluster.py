@@ -29,7 +29,7 @@ def metric() -> Circuit:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -93,7 +93,7 @@ def test_an_error_on_a_worker_is_the_same_error_here(metric: Circuit, client: Cl
 
 def test_a_cluster_without_workers() -> None:
     with (
-        LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
         pytest.raises(UnsupportedError, match="no worker") as caught,
     ):
