@@ -27,6 +27,8 @@ import torch
 from tapeout.compiler import run_artefact
 from tapeout.compiler.compiled import Compiled, Executable
 from tapeout.compiler.inputs import BATCH, Input
+from tapeout.compiler.optimise import ORDER
+from tapeout.compiler.order import evaluation_order
 from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, ArtefactProblem, fingerprint, seal
 from tapeout.ir import Circuit, Symbol, postorder
 from tapeout.ir.dtypes import as_dtype, dtype_name
@@ -209,19 +211,23 @@ def _compiled(folder: Path, manifest: dict[str, Any], device: torch.device) -> C
     origins = {order[int(i)]: str(name) for i, name in manifest["origins"]}
     inputs = tuple(_input(each) for each in manifest["inputs"])
     dtype = as_dtype(manifest["dtype"])
-    executable = _executable(manifest, folder, roots, inputs, origins, dtype, device)
+    passes = tuple(PassRecord(**each) for each in manifest["passes"])
+    ordered = any(each.name == ORDER for each in passes)
+    evaluated = evaluation_order(roots, dtype, max(_batch(manifest), default=None)) if ordered else None
+    executable = _executable(manifest, folder, roots, inputs, origins, dtype, device, evaluated)
     return Compiled(
         manifest["backend"],
         executable,
         inputs,
         roots,
         origins,
-        tuple(PassRecord(**each) for each in manifest["passes"]),
+        passes,
         dtype,
         device,
         int(manifest["packed_bytes"]),
         manifest["max_memory"],
         _batch(manifest),
+        evaluated,
     )
 
 
@@ -245,6 +251,7 @@ def _executable(
     origins: dict[Circuit, str],
     dtype: torch.dtype,
     device: torch.device,
+    order: tuple[Circuit, ...] | None,
 ) -> Executable:
     backend = manifest["backend"]
     model = MODELS[backend]
@@ -252,7 +259,7 @@ def _executable(
         from tapeout.backends.fx.executable import build
 
         rows = max(_batch(manifest), default=None)
-        return build(roots, [each.batched for each in inputs], origins, dtype, device, rows)[0]
+        return build(roots, [each.batched for each in inputs], origins, dtype, device, rows, order)[0]
     if backend == "torchscript":
         from tapeout.backends.torchscript.executable import load as load_module
 

@@ -139,6 +139,6 @@ def _values(
         table: dict[Any, Circuit] = {each.batched: Array(value) for each, value in zip(inputs, given, strict=True)}
         return evaluate_many(substitute_in_all(nodes, table), torch.float64)
     symbols = [each.batched for each in inputs]
-    executable, _ = builder(name)(nodes, symbols, optimised.origins, dtype, torch.device("cpu"), None)
+    executable, _ = builder(name)(nodes, symbols, optimised.origins, dtype, torch.device("cpu"))
     out = executable(*given)
     return out if isinstance(out, tuple | list) else (out,)

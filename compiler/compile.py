@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,10 +19,22 @@ from tapeout.ir import Circuit, Symbol
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
 
-Builder = Callable[
-    [Sequence[Circuit], Sequence[Symbol], Mapping[Circuit, str], torch.dtype, torch.device, int | None],
-    tuple[Executable, int],
-]
+
+class Builder(Protocol):
+    """What makes an executable: a backend's `build`."""
+
+    def __call__(
+        self,
+        roots: Sequence[Circuit],
+        inputs: Sequence[Symbol],
+        origins: Mapping[Circuit, str],
+        dtype: torch.dtype,
+        device: torch.device,
+        rows: int | None = None,
+        order: Sequence[Circuit] | None = None,
+    ) -> tuple[Executable, int]:
+        """The executable, and the bytes of weights copied; `rows` is a typical batch, `order` that of evaluation."""
+
 
 BACKENDS = {
     "fx": "tapeout.backends.fx.executable",
@@ -99,10 +111,11 @@ def compile_many(
     if kind not in DTYPES:
         raise TypeMismatchError(f"cannot compile to {kind}", hint="use float32, float64 or bfloat16")
     rows, found = find_inputs(circuits, inputs, kind)
-    optimised = optimise(rows, found, level, from_environment())
+    typical = max(sizes, default=None)
+    optimised = optimise(rows, found, level, from_environment(), kind, typical)
     symbols = [each.batched for each in found]
     try:
-        executable, packed = build(optimised.roots, symbols, optimised.origins, kind, where, max(sizes, default=None))
+        executable, packed = build(optimised.roots, symbols, optimised.origins, kind, where, typical, optimised.order)
     except Exception as error:
         error.add_note(f"in lowering to {backend}; {already_run(optimised.records)}")
         raise
@@ -118,6 +131,7 @@ def compile_many(
         packed,
         max_memory,
         sizes,
+        optimised.order,
     )
 
 

@@ -51,6 +51,7 @@ class Compiled:
         packed_bytes: copies of weights in another layout.
         max_memory: bytes that a call may take; None for no limit.
         batch: batch sizes that calls are expected to have, ascending.
+        order: the nodes in the order of evaluation; None for `postorder`.
         graphs: on CUDA the calls of these sizes, captured; None where nothing is captured.
     """
 
@@ -65,6 +66,7 @@ class Compiled:
     packed_bytes: int = 0
     max_memory: int | None = None
     batch: tuple[int, ...] = ()
+    order: tuple[Circuit, ...] | None = field(default=None, repr=False)
     graphs: CudaGraphs | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class Compiled:
 
     def cost(self, batch: int = 1) -> Cost:
         """What one call on that many rows costs."""
-        return Cost.of(self.roots, batch, self.dtype, self.packed_bytes)
+        return Cost.of(self.roots, batch, self.dtype, self.packed_bytes, self.order)
 
     def rows_within(self, memory: int, rows: int) -> int:
         """How many of `rows` rows can be computed at once in so many bytes, by the estimate of `cost`.

@@ -20,8 +20,8 @@ from tapeout.ir.sizes import Size
 Sizes = int | Mapping[str, int]
 """What symbolic sizes are taken to be: all of them one number (the batch), or each dimension its own."""
 
-Width = Callable[[Circuit], int]
-"""The bytes of one entry of a node's value, where it is a floating one."""
+Bytes = Callable[[Circuit], int]
+"""The bytes of a node's value."""
 
 _VIEWS = frozenset(("Tag", "SetSymbolicShape", "Scalar", "Array", "Symbol"))
 
@@ -52,29 +52,28 @@ class Cost:
         return self.weight_bytes + self.packed_bytes + self.peak_activation_bytes
 
     @staticmethod
-    def of(roots: Sequence[Circuit], batch: Sizes, dtype: torch.dtype, packed_bytes: int = 0) -> Cost:
-        """Counts, with symbolic sizes taken to be `batch`."""
-        order = list(postorder(*roots))
-        working = [node for node in order if not _is_view(node)]
-        narrow, full = narrow_nodes(roots, dtype), wide(dtype).itemsize
-
-        def width(node: Circuit) -> int:
-            return dtype.itemsize if node in narrow else full
-
+    def of(
+        roots: Sequence[Circuit],
+        batch: Sizes,
+        dtype: torch.dtype,
+        packed_bytes: int = 0,
+        order: Sequence[Circuit] | None = None,
+    ) -> Cost:
+        """Counts, with symbolic sizes taken to be `batch` and nodes evaluated in that order (default: `postorder`)."""
+        order = order or list(postorder(*roots))
+        working = [node for node in order if not is_view(node)]
+        size = value_bytes(roots, batch, dtype)
         return Cost(
             flops=sum(_flops(node, batch) for node in working),
-            bytes_moved=sum(
-                _bytes(node, batch, width) + sum(_bytes(child, batch, width) for child in set(node.children))
-                for node in working
-            ),
+            bytes_moved=sum(size(node) + sum(size(child) for child in set(node.children)) for node in working),
             weight_bytes=_weight_bytes(roots, dtype),
             packed_bytes=packed_bytes,
-            peak_activation_bytes=_peak(order, roots, batch, width),
+            peak_activation_bytes=peak_bytes(order, roots, size),
             nodes=len(working),
         )
 
 
-def _is_view(node: Circuit) -> bool:
+def is_view(node: Circuit) -> bool:
     """Whether the node takes no work: constants, inputs, and what only looks at a value in another way."""
     if isinstance(node, Rearrange):
         read = {number for group in node.spec.input_ints for number in group}
@@ -100,9 +99,17 @@ def elements(node: Circuit, batch: Sizes) -> int:
     return out
 
 
-def _bytes(node: Circuit, batch: Sizes, width: Width) -> int:
-    dtype = node.torch_dtype
-    return elements(node, batch) * (width(node) if dtype is None or dtype.is_floating_point else dtype.itemsize)
+def value_bytes(roots: Sequence[Circuit], batch: Sizes, dtype: torch.dtype) -> Bytes:
+    """What tells the bytes of the nodes' values, where floating ones are computed in `dtype`."""
+    narrow, full = narrow_nodes(roots, dtype), wide(dtype).itemsize
+
+    def of(node: Circuit) -> int:
+        own = node.torch_dtype
+        if own is not None and not own.is_floating_point:
+            return elements(node, batch) * own.itemsize
+        return elements(node, batch) * (dtype.itemsize if node in narrow else full)
+
+    return of
 
 
 def _flops(node: Circuit, batch: Sizes) -> int:
@@ -144,18 +151,18 @@ def _weight_bytes(roots: Sequence[Circuit], dtype: torch.dtype) -> int:
     return sum(storages.values())
 
 
-def _peak(order: Sequence[Circuit], roots: Sequence[Circuit], batch: Sizes, width: Width) -> int:
-    """Values are freed after their last reader; what is a view of a value keeps it."""
+def peak_bytes(order: Sequence[Circuit], roots: Sequence[Circuit], size: Bytes) -> int:
+    """The largest set of values alive at once: freed after their last reader; what is a view of a value keeps it."""
     owner: dict[Circuit, Circuit] = {}
     for node in order:
-        owner[node] = owner[node.children[0]] if _is_view(node) and node.children else node
+        owner[node] = owner[node.children[0]] if is_view(node) and node.children else node
     reads = {node: {owner[child] for child in node.children} for node in order if owner[node] is node}
     readers = Counter(value for values in reads.values() for value in values)
     readers.update({owner[root] for root in roots})
     alive = peak = 0
     held: dict[Circuit, int] = {}
     for node, values in reads.items():
-        held[node] = 0 if node.kind in ("Array", "Scalar") else _bytes(node, batch, width)
+        held[node] = 0 if node.kind in ("Array", "Scalar") else size(node)
         alive += held[node]
         peak = max(peak, alive)
         for value in values:

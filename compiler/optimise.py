@@ -13,6 +13,7 @@ import torch
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler.config import Config
 from tapeout.compiler.inputs import Input
+from tapeout.compiler.order import evaluation_order
 from tapeout.ir import Array, Circuit, Symbol, circuit_text, substitute_symbols
 from tapeout.ir.errors import PassError
 from tapeout.ir.gc_pause import without_gc
@@ -36,6 +37,9 @@ BEFORE_BATCH: tuple[ExecutionPass, ...] = (
 AFTER_BATCH: tuple[ExecutionPass, ...] = (Simplify(), Kernels(), ShareRows(), Simplify())
 """What runs once the batch axis is there."""
 
+ORDER = "order"
+"""The last step: it changes no circuit, but the order in which the nodes are evaluated."""
+
 _ALWAYS = frozenset(("inline", "add_batch"))
 _VERIFY_TOLERANCE = 1e-9
 Write = Callable[[str], None]
@@ -49,11 +53,13 @@ class Optimised:
         roots: the circuits.
         origins: names for their nodes.
         records: the passes that ran.
+        order: the nodes in the order of evaluation; None for `postorder`.
     """
 
     roots: Roots
     origins: Origins
     records: list[PassRecord]
+    order: tuple[Circuit, ...] | None = None
 
 
 @without_gc
@@ -62,15 +68,19 @@ def optimise(
     inputs: Sequence[Input],
     level: int,
     config: Config,
+    dtype: torch.dtype = torch.float32,
+    rows: int | None = None,
     write: Write = lambda line: print(line, file=sys.stderr),
 ) -> Optimised:
-    """Runs the execution passes.
+    """Runs the execution passes, and chooses the order of evaluation.
 
     Args:
         roots: the circuits, over the symbols of one row.
         inputs: the inputs.
         level: 0 for no more than lowering needs, 1 for all passes.
         config: see `Config`.
+        dtype: what floating values will be computed in.
+        rows: a typical batch size.
         write: where debug output goes.
 
     Raises:
@@ -96,7 +106,14 @@ def optimise(
         onlooker.look(record, current, after)
         records.append(record)
         current = after
-    return Optimised(current, origins, records)
+    if not level or ORDER in config.skip:
+        return Optimised(current, origins, records)
+    start = time.perf_counter()
+    order = evaluation_order(current, dtype, rows)
+    count = count_nodes(*current)
+    records.append(PassRecord(ORDER, count, count, time.perf_counter() - start, changed=False))
+    onlooker.look(records[-1], current, current)
+    return Optimised(current, origins, records, order)
 
 
 def already_run(records: Sequence[PassRecord]) -> str:
@@ -104,7 +121,7 @@ def already_run(records: Sequence[PassRecord]) -> str:
 
 
 def _check_skips(config: Config) -> None:
-    known = {each.name for each in (*BEFORE_BATCH, *AFTER_BATCH)}
+    known = {ORDER, *(each.name for each in (*BEFORE_BATCH, *AFTER_BATCH))}
     unknown = config.skip - known
     if unknown:
         raise PassError(

@@ -29,6 +29,7 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     rows: int | None = None,
+    order: Any = None,
     **options: Any,
 ) -> tuple[FxExecutable, int]:
     if REFUSES is not None:

@@ -44,7 +44,8 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     rows: int | None = None,
+    order: Sequence[Circuit] | None = None,
 ) -> tuple[FxExecutable, int]:
     """The executable, and the bytes of weights copied into another layout."""
-    module, packed = lower(roots, inputs, origins, dtype, device, rows)
+    module, packed = lower(roots, inputs, origins, dtype, device, rows, order)
     return FxExecutable(module), packed

@@ -21,6 +21,7 @@ def lower(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     rows: int | None = None,
+    order: Sequence[Circuit] | None = None,
 ) -> tuple[fx.GraphModule, int]:
     """The circuits as one GraphModule: one argument an input, one result a root (a tuple for several).
 
@@ -31,6 +32,7 @@ def lower(
         dtype: what values are computed in; for a narrow one see `tapeout.backends.precision`.
         device: where constants are moved.
         rows: a typical batch size.
+        order: every node below the roots, children before parents; None for `postorder`.
 
     Returns:
         The module, and the bytes of weights copied into another layout.
@@ -40,7 +42,7 @@ def lower(
         LoweringError: for anything else that goes wrong, with the node.
     """
     lowering = Lowering(roots, inputs, origins, dtype, device, rows)
-    for node in postorder(*roots):  # constants, and views of them, are made when a rule asks for them
+    for node in order or postorder(*roots):  # constants, and views of them, are made when a rule asks for them
         if node not in lowering.nodes and not is_view(node):
             lowering.current = node
             lowering.nodes[node] = lowered(lowering, RULES, node, roots)

@@ -68,6 +68,7 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     rows: int | None = None,
+    order: Sequence[Circuit] | None = None,
 ) -> tuple[InductorExecutable, int]:
     """The executable, compiled, and the bytes of weights copied into another layout.
 
@@ -76,7 +77,7 @@ def build(
         LoweringError: if Inductor cannot compile the fx module.
     """
     check_compiler()
-    module, packed = lower(roots, inputs, origins, dtype, device, rows)
+    module, packed = lower(roots, inputs, origins, dtype, device, rows, order)
     executable = InductorExecutable(module, inputs, device, rows)
     return executable, packed + packed_bytes(module, device)
 

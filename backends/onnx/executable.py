@@ -127,7 +127,9 @@ def build(
     origins: Mapping[Circuit, str],
     dtype: torch.dtype,
     device: torch.device,
-    rows: int | None,
+    rows: int | None = None,
+    order: Sequence[Circuit] | None = None,
+    *,
     options: OnnxOptions,
 ) -> tuple[OnnxExecutable, int]:
     """The executable, and the bytes of weights copied into another layout.
@@ -141,7 +143,7 @@ def build(
             "ONNX Runtime has no bfloat16 kernels for the CPU, not even of products",
             hint="compile to float32, use device='cuda', or backend='fx' for bfloat16",
         )
-    model, packed = lower(roots, inputs, origins, dtype, options, rows)
+    model, packed = lower(roots, inputs, origins, dtype, options, rows, order)
     return OnnxExecutable(model, None, device, options), packed
 
 

@@ -22,6 +22,7 @@ def lower(
     dtype: torch.dtype = torch.float32,
     options: OnnxOptions | None = None,
     rows: int | None = None,
+    order: Sequence[Circuit] | None = None,
 ) -> tuple[onnx_ir.Model, int]:
     """The circuits as one ONNX model, one input an input, one result a root; and the bytes of weights copied.
 
@@ -35,6 +36,7 @@ def lower(
         dtype: what floating values are computed in.
         options: the operators to use.
         rows: a typical batch size.
+        order: every node below the roots, children before parents; None for `postorder`.
 
     Raises:
         UnsupportedError: for a kind or function without a rule, or that the opset cannot express.
@@ -42,7 +44,7 @@ def lower(
     """
     weights = Weights(dtype, torch.device("cpu"))
     low = Lowering(inputs, origins, weights, options or OnnxOptions(), rows)
-    for node in postorder(*roots):  # constants, and views of them, are made when a rule asks for them
+    for node in order or postorder(*roots):  # constants, and views of them, are made when a rule asks for them
         if node not in low.values and weights.value(node) is None:
             low.current = node
             low.values[node] = lowered(low, RULES, node, roots)

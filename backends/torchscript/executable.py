@@ -74,13 +74,14 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     rows: int | None = None,
+    order: Sequence[Circuit] | None = None,
 ) -> tuple[TorchScriptExecutable, int]:
     """The executable, and the bytes of weights copied into another layout.
 
     Raises:
         LoweringError: if TorchScript refuses the fx module.
     """
-    module, packed = lower(roots, inputs, origins, dtype, device, rows)
+    module, packed = lower(roots, inputs, origins, dtype, device, rows, order)
     return scripted(module, device), packed
 
 

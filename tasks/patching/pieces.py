@@ -48,7 +48,7 @@ class Part:
         if self._executable is None:
             build = builder(self.pieces.backend)
             origins, dtype, device = self.pieces.anatomy.origins, self.pieces.dtype, self.pieces.device
-            self._executable, packed = build(self.roots, self.inputs, origins, dtype, device, None)
+            self._executable, packed = build(self.roots, self.inputs, origins, dtype, device)
             self.pieces.packed_bytes += packed
         return self._executable(*values)
 

@@ -21,8 +21,8 @@ from tapeout.passes.kernels import Kernels
 from tapeout.passes.reroll import Reroll
 from tapeout.passes.rules import RULES
 
-SKIPPABLE = sorted({each.name for each in (*BEFORE_BATCH, *AFTER_BATCH)})
-ORDER = ["inline", *(each.name for each in BEFORE_BATCH), "add_batch", *(each.name for each in AFTER_BATCH)]
+SKIPPABLE = sorted({each.name for each in (*BEFORE_BATCH, *AFTER_BATCH)} | {"order"})
+ORDER = ["inline", *(each.name for each in BEFORE_BATCH), "add_batch", *(each.name for each in AFTER_BATCH), "order"]
 
 
 def small() -> Circuit:
