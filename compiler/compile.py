@@ -73,7 +73,7 @@ def compile(
         device: where it runs.
         level: 0 for no optimisation beyond what lowering needs, 1 for all.
         max_memory: bytes that weights and values may take by the estimate of `Compiled.cost`; larger
-            batches are computed in parts. None for no limit.
+            batches are computed in parts, whose results are kept on top. None for no limit.
         options: what the backend can be told, as its own dataclass or by name: `OnnxOptions` for "onnx".
         batch: the batch size, or sizes, that calls are expected to have. It is no limit: every call takes any number
             of rows. On CUDA, fx and inductor capture a CUDA graph for each size, to which batches are filled up or
