@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from uuid import UUID
 
@@ -156,6 +157,19 @@ def test_expected_batch_sizes_are_no_limit(backend: str) -> None:
         assert compiled.graphs is None
         for rows in (1, 3, 7):
             assert_close(compiled(tokens=tokens[:rows], labels=labels[:rows]), whole[:rows], torch.float32)
+
+
+def test_what_is_captured_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which batch sizes, of which backends; whether a capture works only a GPU can tell (tests/gpu)."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    here = compile(Add(symbol(1, (3,), "x"), Scalar(1.0)), inputs=["x"], batch=[32, 2, 8])
+    assert here.graphs is None
+    there = replace(here, device=torch.device("cuda"))
+    assert there.graphs is not None and there.graphs.buckets == (2, 8, 32)
+    limited = replace(there, max_memory=there.cost(8).peak_bytes)
+    assert limited.graphs is not None and limited.graphs.buckets == (2, 8)
+    for other in ({"max_memory": 1}, {"batch": ()}, {"backend": "torchscript"}, {"device": torch.device("cpu")}):
+        assert replace(there, **other).graphs is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backend", ["fx", "onnx"])
