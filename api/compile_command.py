@@ -20,7 +20,9 @@ from tapeout.tasks.ioi.circuit import logit_diff_circuit
 def compile(
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, unless --force.")],
     model: Annotated[str, typer.Option(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
-    backend: Annotated[Literal["fx", "torchscript", "inductor"], typer.Option(help="What the artefact is for.")] = "fx",
+    backend: Annotated[
+        Literal["fx", "torchscript", "inductor", "onnx"], typer.Option(help="What the artefact is for.")
+    ] = "fx",
     dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")] = "float32",
     length: Annotated[int, typer.Option(min=1, help="Tokens of a prompt, the beginning-of-text token included.")] = 16,
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact that is there.")] = False,

@@ -30,7 +30,7 @@ def ioi(
     ] = "mixed",
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     backend: Annotated[
-        Literal["fx", "torchscript", "inductor", "reference"],
+        Literal["fx", "torchscript", "inductor", "onnx", "reference"],
         typer.Option(help="What runs the circuit; reference evaluates it node by node, unoptimised."),
     ] = "fx",
     dtype: Annotated[

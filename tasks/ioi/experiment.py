@@ -129,7 +129,7 @@ def run_ioi(
         n: prompts.
         prompt_type: "mixed", "ABBA" or "BABA".
         seed: of the prompts.
-        backend: what runs the circuit: "fx", "torchscript", "inductor", or "reference", node by node.
+        backend: what runs the circuit: "fx", "torchscript", "inductor", "onnx", or "reference", node by node.
         dtype: to compute in: "float32", "float64" or "bfloat16".
         lengths: "equal" or "any"; see `IOIDataset`.
         show: for how many prompts the likeliest tokens are returned.
