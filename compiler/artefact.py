@@ -26,7 +26,7 @@ import torch
 
 from tapeout.compiler import run_artefact
 from tapeout.compiler.compiled import Compiled, Executable
-from tapeout.compiler.inputs import BATCH, Input
+from tapeout.compiler.inputs import Input
 from tapeout.compiler.optimise import ORDER
 from tapeout.compiler.order import evaluation_order
 from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, ArtefactProblem, fingerprint, seal
@@ -34,6 +34,7 @@ from tapeout.ir import Circuit, Symbol, postorder
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, UnsupportedError
 from tapeout.ir.folders import previous_of, written_folder
+from tapeout.ir.sizes import BATCH
 from tapeout.ir.store import load_circuits, save_circuits
 from tapeout.passes import PassRecord
 

@@ -12,11 +12,10 @@ from tapeout.ir import Array, Circuit, DiscreteVar, GeneralFunction, Matcher, Sy
 from tapeout.ir.dtypes import dtype_name
 from tapeout.ir.errors import DataError, MatchError, ModuleBindingError, ShapeError, TypeMismatchError
 from tapeout.ir.functions import GenIndex
-from tapeout.ir.sizes import dim, format_shape, is_concrete
+from tapeout.ir.sizes import BATCH, format_shape, is_concrete
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
 
-BATCH = dim("BATCH")
 _PASS_ON = frozenset(("Index", "Rearrange", "Concat", "Tag", "SetSymbolicShape"))
 """Kinds whose entries are those of their children."""
 _NAMESPACE = UUID("0d3a5b58-3c0f-4a39-9b8e-6b7f2f9e4c11")

@@ -56,8 +56,8 @@ def dim(name: str) -> SymbolicSize:
 
 
 UNKNOWN = dim(_WILDCARD)
-SEQ, HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, MLP, VOCAB = map(
-    dim, ("SEQ", "HIDDEN", "HEADS", "KV_HEADS", "HEAD_SIZE", "MLP", "VOCAB")
+BATCH, SEQ, HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, MLP, VOCAB = map(
+    dim, ("BATCH", "SEQ", "HIDDEN", "HEADS", "KV_HEADS", "HEAD_SIZE", "MLP", "VOCAB")
 )
 
 

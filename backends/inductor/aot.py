@@ -40,15 +40,18 @@ def package(
 
     Raises:
         LoweringError: if it cannot be exported or compiled.
+        UnsupportedError: if a size besides the batch is open.
     """
     from torch._inductor import aoti_compile_and_package
 
-    values = tuple(examples(inputs, device, rows))
+    values = examples(inputs, device, rows)
+    if values is None:
+        raise UnsupportedError("a package has inputs with open sizes besides the batch", hint="bind all sizes")
     batch = torch.export.Dim("rows", min=LEAST_ROWS)
     content = BytesIO()
     try:
         with without_known_warnings(), torch.no_grad():
-            exported = torch.export.export(module, values, dynamic_shapes=[{0: batch} for _ in values] or None)
+            exported = torch.export.export(module, tuple(values), dynamic_shapes=[{0: batch} for _ in values] or None)
             settings = _OPTIONS | options(module, device)
             aoti_compile_and_package(exported, package_path=content, inductor_configs=settings)
     except Exception as error:  # torch raises errors of many kinds here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,20 @@ from torch import fx
 
 from tapeout.backends.fx.lower import lower
 from tapeout.backends.inductor.aot import package
-from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples
+from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, LEAST_SIZE, examples, open_axes
 from tapeout.backends.inductor.freezing import options, packed_bytes
 from tapeout.backends.quiet import without_known_warnings
 from tapeout.backends.rows import filled_up
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
+from tapeout.ir.sizes import BATCH
 
 
 class InductorExecutable:
     """A compiled GraphModule: one graph for batches of every size.
+
+    Where sizes besides the batch are open, the first call compiles, and so does the first one in which another
+    of them is 1: torch compiles such sizes apart.
 
     Attributes:
         module: the fx module that was compiled.
@@ -36,20 +40,38 @@ class InductorExecutable:
         self.inputs = tuple(inputs)
         self.device = device
         self.rows = max(rows or EXAMPLE_ROWS, LEAST_ROWS)
-        self._run = _compiled(module, self.inputs, device, self.rows)
+        self._batched = [number for number, symbol in enumerate(inputs) if symbol.shape[:1] == (BATCH,)]
+        self._open = tuple(open_axes(inputs))
+        self._compiled: dict[tuple[bool, ...], Callable[..., Any]] = {}
+        values = examples(self.inputs, device, self.rows)
+        if values is not None:
+            self._compiled_for(_as_compiled(values))
 
     @property
     def source(self) -> str:
         return self.module.code
 
     def __call__(self, *values: torch.Tensor) -> Any:
-        rows = values[0].shape[0] if values else LEAST_ROWS
-        given = _as_compiled(values, max(rows, LEAST_ROWS))
+        given = _as_compiled(values)
+        batched = [given[number] for number in self._batched]
+        rows = batched[0].shape[0] if batched else LEAST_ROWS
+        if rows < LEAST_ROWS:
+            for number, filled in zip(self._batched, filled_up(batched, LEAST_ROWS), strict=True):
+                given[number] = filled
+        run = self._compiled_for(given)
         with torch.inference_mode():
-            out = self._run(*given)
+            out = run(*given)
         if rows >= LEAST_ROWS:
             return out
         return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
+
+    def _compiled_for(self, values: Sequence[torch.Tensor]) -> Callable[..., Any]:
+        """What computes values of these shapes, compiled where nothing so far does."""
+        case = tuple(values[number].shape[axis] < LEAST_SIZE for number, axis in self._open)
+        if case not in self._compiled:
+            free = [place for place, is_special in zip(self._open, case, strict=True) if not is_special]
+            self._compiled[case] = _compiled(self.module, values, free, self.device)
+        return self._compiled[case]
 
     def to(self, device: torch.device) -> InductorExecutable:
         from copy import deepcopy
@@ -98,15 +120,16 @@ def check_compiler() -> None:
         ) from error
 
 
-def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device, rows: int) -> Callable[..., Any]:
-    """The module compiled for batches of two rows and more, by running it once on zeros."""
+def _compiled(
+    module: fx.GraphModule, values: Sequence[torch.Tensor], free: Iterable[tuple[int, int]], device: torch.device
+) -> Callable[..., Any]:
+    """The module compiled by running it once on the values, for every size of the free axes from 2."""
     from torch._dynamo import mark_dynamic
     from torch._inductor import config
 
     run = torch.compile(module, fullgraph=True)
-    values = _as_compiled(examples(inputs, device, rows), rows)
-    for value in values:
-        mark_dynamic(value, 0)
+    for number, axis in free:
+        mark_dynamic(values[number], axis)
     try:
         with without_known_warnings(), config.patch(options(module, device)), torch.inference_mode():
             run(*values)
@@ -121,16 +144,15 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.de
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _as_compiled(values: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor]:
+def _as_compiled(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The values as torch.compile saw them: it would compile anew for other strides, for one tensor given
     for two inputs and for tensors made in inference mode."""
-    plain = [
+    return [
         each.clone(memory_format=torch.contiguous_format)
         if each.is_inference() or not _is_plain(each)
         else each.detach()
         for each in values
     ]
-    return filled_up(plain, rows)
 
 
 def _is_plain(value: torch.Tensor) -> bool:

@@ -18,10 +18,10 @@ from tapeout.ir.axis_index import FULL
 from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.functions import Cast, GenIndex
 from tapeout.ir.kernels import Attention, Rotary
-from tapeout.ir.sizes import SymbolicSize, dim
+from tapeout.ir.sizes import BATCH, SymbolicSize, dim
 from tapeout.tasks.patching.anatomy import NAMESPACE
 
-ROWS, WINDOW, PAST = dim("BATCH"), dim("WINDOW"), dim("PAST")
+ROWS, WINDOW, PAST = BATCH, dim("WINDOW"), dim("PAST")
 Values = Mapping[Circuit, torch.Tensor]
 """Values of nodes on the prompts: each with the prompts first."""
 

@@ -48,8 +48,7 @@ class Part:
         if self._executable is None:
             build = builder(self.pieces.backend)
             origins, dtype, device = self.pieces.anatomy.origins, self.pieces.dtype, self.pieces.device
-            self._executable, packed = build(self.roots, self.inputs, origins, dtype, device)
-            self.pieces.packed_bytes += packed
+            self._executable, _ = build(self.roots, self.inputs, origins, dtype, device)
         return self._executable(*values)
 
     def _sizes(self, values: Sequence[torch.Tensor]) -> dict[str, int]:
@@ -77,12 +76,11 @@ class Pieces:
     Attributes:
         flops: the floating-point operations of all calls so far, by the count of `Cost`.
         calls: how many calls there were.
-        packed_bytes: copies of weights in another layout.
     """
 
     def __init__(self, anatomy: Anatomy, backend: str, dtype: torch.dtype, device: torch.device) -> None:
         self.anatomy, self.backend, self.dtype, self.device = anatomy, backend, dtype, device
-        self.flops = self.calls = self.packed_bytes = 0
+        self.flops = self.calls = 0
         self._made: dict[object, Any] = {}
 
     @property

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -17,13 +19,16 @@ from splits import by_head_and_position, difference
 from tolerances import assert_close
 
 from tapeout.backends import cuda_graphs
+from tapeout.backends.fx import executable as fx_executable
+from tapeout.backends.inductor import executable as inductor_executable
 from tapeout.backends.inductor import freezing
 from tapeout.backends.inductor.aot import AotExecutable
 from tapeout.backends.inductor.executable import InductorExecutable, check_compiler
 from tapeout.backends.rows import filled_up, joined, split_rows
 from tapeout.compiler import Compiled, compile, compile_many
-from tapeout.ir import Add
+from tapeout.ir import Add, Concat, Einsum, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
+from tapeout.ir.sizes import BATCH, dim
 from tapeout.testing import random_circuit
 from tapeout.testing.cases import CASES
 
@@ -86,6 +91,26 @@ def test_one_graph_serves_every_batch_size() -> None:
         values = tokens(rows)
         assert_close(inductor(**values), fx(**values), F32)
     assert graphs() == before
+
+
+@pytest.mark.slow
+def test_sizes_besides_the_batch() -> None:
+    """They may depend on one another, so that a call compiles; then one graph serves all but sizes of 1."""
+    past, new = (Symbol((BATCH, dim(name), 4), uuid4(), name) for name in ("past", "new"))
+    grid = Symbol((dim("new"), dim("all")), uuid4(), "grid")
+    both = Concat(past, new, axis=1)
+    circuit = Einsum((new, (0, 1, 2)), (both, (0, 3, 2)), (grid, (1, 3)), out_axes=(0, 1))
+    inputs = (past, new, grid)
+    backends = inductor_executable, fx_executable
+    executables = [each.build([circuit], inputs, {}, F32, torch.device("cpu"))[0] for each in backends]
+    counts = [graphs()]
+    for rows, before, window in [(3, 4, 2), (1, 2, 5), (7, 3, 3), (3, 4, 1), (2, 6, 1), (2, 1, 6), (8, 2, 2)]:
+        shapes = (rows, before, 4), (rows, window, 4), (window, before + window)
+        values = [torch.randn(shape) for shape in shapes]
+        found, expected = (executable(*values) for executable in executables)
+        assert_close(found, expected, F32)
+        counts.append(graphs())
+    assert [after - before for before, after in pairwise(counts)] == [1, 0, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.slow

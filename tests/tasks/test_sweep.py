@@ -225,6 +225,17 @@ def test_on_other_backends(gpt2: Circuit, backend: str) -> None:
     assert np.abs(found - expected).max() < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["heads of key", "edges to q at the end"])
+def test_on_inductor(case: str) -> None:
+    """Windows of several positions and of one, queries at one position, and several rows a call."""
+    small = difference(by_head_and_position(tiny.gpt2(VOCABULARY), LENGTH))
+    variants = of.heads_by_position(small, "k", positions=(2, -1)) if case.startswith("heads") else of.edges(small)
+    found = sweep(small, variants, BASELINE, PATCH, backend="inductor").to_numpy()
+    expected = sweep(small, variants, BASELINE, PATCH, **F64).to_numpy()
+    assert np.nanmax(np.abs(found - expected)) < 1e-4
+
+
 @pytest.mark.parametrize("case", ["heads out", "heads pattern", "edges to q"])
 def test_in_bfloat16(metric: Circuit, case: str) -> None:
     """Products are narrow; streams and results are not, and neither is what lies between pieces."""
