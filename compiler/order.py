@@ -8,6 +8,7 @@ import torch
 
 from tapeout.compiler.cost import is_view, peak_bytes, value_bytes
 from tapeout.ir import Circuit, postorder
+from tapeout.ir.walk import depth_first
 
 TYPICAL_ROWS = 64
 """The batch size that is ordered for where nobody says."""
@@ -43,18 +44,5 @@ def evaluation_order(roots: Sequence[Circuit], dtype: torch.dtype, rows: int | N
             held += left[child]
         left[node] = held if is_view(node) else width(node)
         peak[node] = max(most, held if is_view(node) else held + width(node))
-    ordered = tuple(_depth_first(largest_excess_first(roots), sorted_children))
+    ordered = tuple(depth_first(largest_excess_first(roots), sorted_children.__getitem__))
     return min(plain, ordered, key=lambda order: peak_bytes(order, roots, width))
-
-
-def _depth_first(roots: Sequence[Circuit], children: dict[Circuit, list[Circuit]]) -> list[Circuit]:
-    done: dict[Circuit, None] = {}
-    stack = list(reversed(roots))
-    while stack:
-        node = stack[-1]
-        pending = [child for child in reversed(children[node]) if child not in done] if node not in done else []
-        if pending:
-            stack.extend(pending)
-        else:
-            done[stack.pop()] = None
-    return list(done)

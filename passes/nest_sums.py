@@ -16,13 +16,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tapeout.ir import Add, Circuit, Einsum, postorder
+from tapeout.ir import Add, Circuit, postorder
 from tapeout.ir.errors import PassError
 from tapeout.ir.sizes import Shape
+from tapeout.ir.walk import depth_first
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
-
-_LEAST_DIFFERENCE = 4
 
 
 @register(
@@ -35,14 +34,10 @@ _LEAST_DIFFERENCE = 4
 class NestSums(ExecutionPass):
     """Sums that have summands in common share the additions, and the residual stream becomes a chain.
 
-    Args:
-        differences: a sum that differs from another by one summand is that sum plus (new - old), where this
-            saves additions. Off by default: the old summand is then in the result twice, with both signs, so
-            that rounding errors as large as its own are left where it should have no influence at all (a
-            patched head), and infinities do not cancel.
+    A sum that differs from another by one summand is never written as that sum plus (new - old): the old summand
+    would be in the result twice, with both signs, which leaves rounding errors where a patched head should have no
+    influence at all, and infinities do not cancel.
     """
-
-    differences: bool = False
 
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
         order = list(postorder(*roots))
@@ -50,8 +45,6 @@ class NestSums(ExecutionPass):
         if not table.sums:
             return roots
         table.nest()
-        if self.differences and table.take_differences():
-            table.nest()
         while table.part_steps():
             table.nest()
         new = table.rebuilt(roots, order, origins)
@@ -66,21 +59,17 @@ class _Sum:
         shape: its shape.
         terms: its summands, in order.
         exposed: whether something reads it that is not a sum of its shape.
-        whole: its summands before anything was shared, as the keys of a dict: in order.
-        minus: what is taken away from it, if anything is.
         same: the equal sum that takes its place, if there is one.
         built: the node that it became.
     """
 
-    __slots__ = ("built", "exposed", "minus", "node", "same", "shape", "terms", "whole")
+    __slots__ = ("built", "exposed", "node", "same", "shape", "terms")
 
     def __init__(self, node: Circuit | None, shape: Shape, terms: list[_Term]) -> None:
         self.node = node
         self.shape = shape
         self.terms = terms
         self.exposed = False
-        self.whole: dict[_Key, None] = {}
-        self.minus: _Term | None = None
         self.same: _Sum | None = None
         self.built: Circuit | None = None
 
@@ -95,7 +84,6 @@ class _Table:
 
     def __init__(self, roots: Roots, order: Sequence[Circuit]) -> None:
         self.sums: dict[Circuit, _Sum] = {}
-        self.positions = {node: i for i, node in enumerate(order)}
         self.read_elsewhere: set[Circuit] = set(roots)
         for node in order:
             if isinstance(node, Add) and len(node.children) > 1:
@@ -115,17 +103,10 @@ class _Table:
 
     def nest(self) -> None:
         """Shares what can be shared, until nothing changes."""
-        first = True
         changed = True
         while changed:
-            live = self._taken_apart()
-            live = _without_copies(live)
-            if first:
-                first = False
-                for each in live:
-                    each.whole = dict.fromkeys(_keys(each.terms))
             changed = False
-            for same_shape in _by_shape(each for each in live if each.minus is None):
+            for same_shape in _by_shape(_without_copies(self._taken_apart())):
                 changed |= _share_groups(same_shape)
                 changed |= _share_contained(same_shape)
 
@@ -137,36 +118,11 @@ class _Table:
         """The sums that are read, with the summands of those in them that nobody else reads."""
         live = self._live()
         uses = Counter(term for each in live for term in each.terms if isinstance(term, _Sum))
-        inner = {each for each in live if not each.exposed and uses[each] == 1 and each.minus is None}
+        inner = {each for each in live if not each.exposed and uses[each] == 1}
         for each in live:
             if each not in inner and not inner.isdisjoint(each.terms):
                 each.terms = _spelt_out(each.terms, inner)
         return [each for each in live if each not in inner]
-
-    # -- differences
-
-    def take_differences(self) -> bool:
-        """Long sums that are others but for one summand become those plus a difference; whether any did.
-
-        All others are then as they were before anything was shared: sharing begins anew without those.
-        """
-        long = [each for each in self._live() if len(each.whole) >= _LEAST_DIFFERENCE]
-        partners = _Partners(long, [self._latest(each) for each in long])
-        expensive = [each for each in long if len(each.terms) >= _LEAST_DIFFERENCE]
-        found = {each: partner for each in expensive if (partner := partners.of(each)) is not None}
-        for each in self.sums.values() if found else ():
-            if each.whole:
-                each.terms = [term for term, _ in each.whole]
-        for each, (other, new, old) in found.items():
-            difference = _Sum(None, each.shape, [new])
-            difference.minus = old
-            each.terms = [other, difference]
-        return bool(found)
-
-    def _latest(self, each: _Sum) -> int:
-        """The position of the last summand in the circuit that was given."""
-        nodes = (term.node if isinstance(term, _Sum) else term for term, _ in each.whole)
-        return max(self.positions[node] for node in nodes if node is not None)
 
     # -- the end
 
@@ -211,39 +167,6 @@ class _Table:
         return tuple(memo[root] for root in roots)
 
 
-class _Partners:
-    """Sums by what is left of each without one of its summands.
-
-    Args:
-        sums: the sums.
-        latest: for each the position of its last summand in the circuit.
-    """
-
-    def __init__(self, sums: Sequence[_Sum], latest: Sequence[int]) -> None:
-        # A sum is never expressed by one that depends on it: that one has later summands.
-        self.ranks = {each: (last, i) for i, (each, last) in enumerate(zip(sums, latest, strict=True))}
-        self.codes: dict[_Key, int] = {}
-        self.by_rest: dict[tuple[Shape, int], list[tuple[_Sum, _Key]]] = defaultdict(list)
-        for each in sums:
-            for key in each.whole:
-                self.codes.setdefault(key, _scrambled(len(self.codes)))
-        self.totals = {each: sum(self.codes[key] for key in each.whole) for each in sums}
-        for each in sums:
-            for key in each.whole:
-                self.by_rest[self._rest(each, key)].append((each, key))
-
-    def _rest(self, each: _Sum, key: _Key) -> tuple[Shape, int]:
-        return each.shape, self.totals[each] - self.codes[key]
-
-    def of(self, each: _Sum) -> tuple[_Sum, _Term, _Term] | None:
-        """Another sum, what this one has instead, and instead of what."""
-        for new in each.whole:
-            for other, old in self.by_rest[self._rest(each, new)]:
-                if self.ranks[other] < self.ranks[each] and other.whole.keys() - {old} == each.whole.keys() - {new}:
-                    return other, new[0], old[0]
-        return None
-
-
 def _standing_for(each: _Sum) -> _Sum:
     """The sum, or the equal one that takes its place."""
     while each.same is not None:
@@ -257,24 +180,12 @@ def _same(term: _Term) -> _Term:
 
 def _sums_below(sums: Iterable[_Sum]) -> Iterator[_Sum]:
     """The sums and those in them, each after those in it; those that are built are not entered."""
-    seen: set[_Sum] = set()
-    stack = list(sums)[::-1]
-    while stack:
-        each = stack[-1]
-        known = each in seen or each.built is not None
-        pending = [] if known else [term for term in _summed(each) if term not in seen]
-        if pending:
-            stack += reversed(pending)
-            continue
-        stack.pop()
-        if each not in seen:
-            seen.add(each)
-            yield each
+    return depth_first(sums, lambda each: () if each.built is not None else _summed(each))
 
 
 def _summed(each: _Sum) -> Iterator[_Sum]:
     """The sums in a sum."""
-    return (term for term in (*each.terms, each.minus) if isinstance(term, _Sum))
+    return (term for term in each.terms if isinstance(term, _Sum))
 
 
 def _spelt_out(terms: Sequence[_Term], inner: set[_Sum]) -> list[_Term]:
@@ -315,11 +226,10 @@ def _by_shape(sums: Iterable[_Sum]) -> Iterable[list[_Sum]]:
 
 def _without_copies(live: Sequence[_Sum]) -> list[_Sum]:
     """The sums, of equal ones the first."""
-    first: dict[tuple[Shape, frozenset[_Key], _Term | None], _Sum] = {}
+    first: dict[tuple[Shape, frozenset[_Key]], _Sum] = {}
     for each in live:
         each.terms = [_same(term) for term in each.terms]
-        each.minus = None if each.minus is None else _same(each.minus)
-        found = first.setdefault((each.shape, frozenset(_keys(each.terms)), each.minus), each)
+        found = first.setdefault((each.shape, frozenset(_keys(each.terms))), each)
         if found is not each:
             each.same = found
             found.exposed |= each.exposed
@@ -383,20 +293,11 @@ def _has_shape(terms: Sequence[_Term], shape: Shape) -> bool:
     return Add(*(term for term in terms if isinstance(term, Circuit)), name=None).shape == shape
 
 
-def _scrambled(number: int) -> int:
-    """A number of 64 bits: sums of these tell sets apart, mostly (the sets themselves are compared later)."""
-    number = (number + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    return number ^ number >> 27
-
-
 def _build(root: _Sum, memo: dict[Circuit, Circuit], origins: Origins) -> Circuit:
     """The node for a sum, and for those in it."""
     for each in _sums_below([root]):
         if each.built is None:
             nodes = [_node_of(term, memo) for term in each.terms]
-            if each.minus is not None:
-                nodes.append(Einsum.scalar_mul(_node_of(each.minus, memo), -1.0, name=None))
             each.built = Add(*nodes, name=None if each.node is None else each.node.op_name)
             if each.node is not None:
                 origins.hand_on(each.built, each.node)

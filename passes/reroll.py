@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from tapeout.ir import Add, Array, Circuit, Einsum, Index, Rearrange, RearrangeSpec, Scalar, Symbol, postorder
 from tapeout.ir.axis_index import FULL, AxisIndex, Span
+from tapeout.ir.walk import depth_first
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots, readers_of
 
@@ -88,7 +89,8 @@ class _Roller:
         known = self._keys.get(node)
         if known is not None:
             return known
-        for each in postorder_until(node, self._keys):
+        new = depth_first([node], lambda each: [child for child in each.children if child not in self._keys])
+        for each in new:
             self._keys[each] = self._numbers.setdefault(self._signature(each), len(self._numbers))
         return self._keys[node]
 
@@ -295,23 +297,3 @@ def _repeat_blocks(node: Circuit, block: int) -> Circuit:
     inputs = tuple((i,) for i in range(rank))
     outputs = ((0, rank), *inputs[1:])
     return Rearrange(node, RearrangeSpec(inputs, outputs, (None,) * rank + (block,)), name=None)
-
-
-def postorder_until(root: Circuit, done: dict[Circuit, int]) -> list[Circuit]:
-    """The nodes below and at the root that are not in `done`, children first."""
-    out: list[Circuit] = []
-    seen: set[Circuit] = set()
-    stack = [root]
-    while stack:
-        node = stack[-1]
-        if node in done or node in seen:
-            stack.pop()
-            continue
-        pending = [child for child in node.children if child not in done and child not in seen]
-        if pending:
-            stack.extend(pending)
-            continue
-        stack.pop()
-        seen.add(node)
-        out.append(node)
-    return out

@@ -51,8 +51,8 @@ def read(node: Circuit) -> Circuit:
     return tanh(node, name=None)
 
 
-def nested(*roots: Circuit, differences: bool = False) -> Roots:
-    return NestSums(differences).run_many(roots, Origins())
+def nested(*roots: Circuit) -> Roots:
+    return NestSums().run_many(roots, Origins())
 
 
 def sums(*roots: Circuit) -> list[Add]:
@@ -139,27 +139,6 @@ def test_dependent_sums() -> None:
     assert after[0] is total(below, later)
 
 
-def test_differences_are_an_option() -> None:
-    one, other = total(A, B, C, D, E, F), total(A, B, C, D, E, G)
-    assert nested(one, other, differences=True) == nested(one, other)  # sharing costs less
-    sums_ = (total(A, B, C, D), total(A, B, E, F), total(A, C, E, G), total(A, B, C, G))
-    after = nested(*sums_, differences=True)
-    same_values(sums_, after)
-    variants = [total(*(x for x in (A, B, C, D, E, F, G, H) if x is not left)) for left in (A, B, C, D)]
-    whole = nested(*variants)
-    fewer = nested(*variants, differences=True)
-    same_values(tuple(variants), fewer)
-    assert additions(*fewer) <= additions(*whole)
-
-
-def test_differences_never_depend_on_themselves() -> None:
-    base = [A, B, C, D]
-    first = total(*base, E)
-    late = read(first)
-    roots = (first, total(*base, late), total(*base, F), total(A, B, C, late, F))
-    same_values(roots, nested(*roots, differences=True))
-
-
 def test_text(golden: Callable[[str, str], None]) -> None:
     stream = [A]
     roots = [read(A)]
@@ -207,7 +186,6 @@ def test_random_sums(seed: int) -> None:
     same_values(roots, after)
     assert nested(*after) == after
     assert additions(*after) <= additions(*roots)
-    same_values(roots, nested(*roots, differences=True))
 
 
 def test_thousands_of_sums() -> None:
@@ -291,16 +269,9 @@ def test_a_head_that_is_replaced_in_one_sum_costs_little() -> None:
     patched = _patched(flat)
     (before,) = nested(flat)
     assert additions(flat, patched) == additions(flat) + 60
-    assert additions(*nested(flat, patched)) <= additions(before) + 26  # one a sublayer at most
-
-
-def test_as_a_difference_it_costs_two_additions_and_the_rest_is_as_it_was() -> None:
-    flat = configured(MODELS["gpt2"](), True, True)
-    patched = _patched(flat)
-    roots = nested(flat, patched, differences=True)
-    assert roots[0] is nested(flat)[0]
-    assert additions(*roots) == additions(roots[0]) + 2
-    same_values((_bound(patched),), (_bound(roots[1]),))
+    after = nested(flat, patched)
+    assert additions(*after) <= additions(before) + 26  # one a sublayer at most
+    same_values((_bound(patched),), (_bound(after[1]),))
 
 
 def _bound(circuit: Circuit) -> Circuit:
