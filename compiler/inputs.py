@@ -12,6 +12,7 @@ from tapeout.ir import Array, Circuit, DiscreteVar, GeneralFunction, Matcher, Sy
 from tapeout.ir.dtypes import dtype_name
 from tapeout.ir.errors import DataError, MatchError, ModuleBindingError, ShapeError, TypeMismatchError
 from tapeout.ir.functions import GenIndex
+from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.sizes import BATCH, format_shape, is_concrete
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
@@ -42,6 +43,7 @@ class Input:
         return self.batched.torch_dtype or torch.float32
 
 
+@without_gc
 def find_inputs(
     roots: Sequence[Circuit], names: Sequence[str | Circuit], dtype: torch.dtype
 ) -> tuple[list[Circuit], list[Input]]:
@@ -57,32 +59,32 @@ def find_inputs(
         ModuleBindingError: if a free symbol is not among the inputs.
         ShapeError: if an input has symbolic sizes.
     """
-    nodes = [_input_node(roots, name) for name in names]
+    nodes = _input_nodes(roots, names)
     if len(set(nodes)) < len(nodes):
         twice = sorted({node.name for node in nodes if nodes.count(node) > 1})
         raise MatchError(f"inputs are named twice: {', '.join(twice)}", hint="name each once")
-    roots = list(roots)
-    inlined = Inline().run_many(tuple(roots), Origins())
+    inlined = list(postorder(*Inline().run_many(tuple(roots), Origins())))
     constants = next(
-        (node.torch_dtype for node in postorder(*roots) if isinstance(node, Array) and node.value.is_floating_point()),
-        dtype,
+        (node.torch_dtype for node in inlined if isinstance(node, Array) and node.value.is_floating_point()), dtype
     )
-    inputs = []
+    limits = _index_limits(inlined, nodes)
+    inputs, new = [], dict[Circuit, Circuit]()
     for name, node in zip(names, nodes, strict=True):
         label = name if isinstance(name, str) else node.name
-        limit = _index_limit(inlined, node)
+        limit = limits.get(node)
         kind = node.torch_dtype or (torch.int64 if limit is not None else dtype)
         if not kind.is_floating_point and node.torch_dtype is None and limit is None:
             kind = dtype
         if kind.is_floating_point:
             kind = dtype
         symbol = Symbol(node.shape, uuid5(_NAMESPACE, label), label, kind)
-        new = _as_read(symbol, node.torch_dtype or constants)
-        roots = [root.update(Matcher.circuits(node), lambda _, new=new: new) for root in roots]  # type: ignore[misc]
+        new[node] = _as_read(symbol, node.torch_dtype or constants)
         batched = Symbol((BATCH, *node.shape), uuid5(_NAMESPACE, f"{label} batched"), label, kind)
         inputs.append(Input(label, symbol, batched, limit))
-    _check_all_bound(roots, inputs)
-    return roots, inputs
+    given = Matcher.circuits(*new)
+    rows = [root.update(given, lambda node: new.get(node, node)) for root in roots] if new else list(roots)
+    _check_all_bound(rows, inputs)
+    return rows, inputs
 
 
 def _as_read(symbol: Symbol, dtype: torch.dtype | None) -> Circuit:
@@ -93,8 +95,17 @@ def _as_read(symbol: Symbol, dtype: torch.dtype | None) -> Circuit:
     return GeneralFunction.new_cast(symbol, output=TorchDeviceDtypeOp(dtype=dtype), name=None)
 
 
-def _input_node(roots: Sequence[Circuit], name: str | Circuit) -> Circuit:
-    found = {node for root in roots for node in root.get(name) if isinstance(node, Symbol | Array | DiscreteVar)}
+def _input_nodes(roots: Sequence[Circuit], names: Sequence[str | Circuit]) -> list[Circuit]:
+    """The node of each name."""
+    wanted, found = set(names), dict[str | Circuit, set[Circuit]]()
+    for node in postorder(*roots) if wanted else ():
+        if isinstance(node, Symbol | Array | DiscreteVar):
+            for name in wanted & {node, node.op_name}:
+                found.setdefault(name, set()).add(node)
+    return [_only_node(roots, name, found.get(name, set())) for name in names]
+
+
+def _only_node(roots: Sequence[Circuit], name: str | Circuit, found: set[Circuit]) -> Circuit:
     if len(found) != 1:
         candidates = sorted({symbol.name for root in roots for symbol in root.free_symbols})
         raise MatchError(
@@ -102,7 +113,7 @@ def _input_node(roots: Sequence[Circuit], name: str | Circuit) -> Circuit:
             facts=sorted(map(repr, found))[:8],
             hint=f"name one; free symbols are {', '.join(candidates) or 'none'}",
         )
-    node = found.pop()
+    (node,) = found
     if not is_concrete(node.shape):
         raise ShapeError(
             f"the input {node!r} has the symbolic shape {format_shape(node.shape)}",
@@ -111,18 +122,24 @@ def _input_node(roots: Sequence[Circuit], name: str | Circuit) -> Circuit:
     return node
 
 
-def _index_limit(roots: Sequence[Circuit], node: Circuit) -> int | None:
-    """The smallest axis that the node, or entries of it, index; None if it indexes nothing."""
-    aliases = {node, node if isinstance(node, Symbol) else node.rename(None)}
-    limits = []
-    for each in postorder(*roots):
-        if each.kind in _PASS_ON and not aliases.isdisjoint(each.children):
-            aliases.add(each)
-        if isinstance(each, GeneralFunction) and isinstance(each.spec, GenIndex) and each.children[1] in aliases:
-            x, _ = each.children
+def _index_limits(order: Sequence[Circuit], nodes: Sequence[Circuit]) -> dict[Circuit, int]:
+    """The smallest axis that each of the nodes, or entries of it, index; none for a node that indexes nothing."""
+    holds: dict[Circuit, set[Circuit]] = {}
+    for node in nodes:
+        for alias in {node, node if isinstance(node, Symbol) else node.rename(None)}:
+            holds.setdefault(alias, set()).add(node)
+    limits: dict[Circuit, int] = {}
+    for each in order:
+        if each.kind in _PASS_ON:
+            passed = set().union(*(holds.get(child, ()) for child in each.children))
+            if passed:
+                holds.setdefault(each, set()).update(passed)
+        elif isinstance(each, GeneralFunction) and isinstance(each.spec, GenIndex):
+            x, index = each.children
             size = x.shape[each.spec.axis_of(each)]
-            limits += [size] if isinstance(size, int) else []
-    return min(limits, default=None)
+            if isinstance(size, int):
+                limits |= {node: min(size, limits.get(node, size)) for node in holds.get(index, ())}
+    return limits
 
 
 def _check_all_bound(roots: Sequence[Circuit], inputs: Sequence[Input]) -> None:

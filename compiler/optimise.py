@@ -91,6 +91,7 @@ def optimise(
     _check_skips(config)
     onlooker = _Onlooker(config, inputs, write)
     current, origins, records = tuple(roots), Origins(), list[PassRecord]()
+    count = count_nodes(*current)
     for each in passes:
         if each.name in config.skip:
             continue
@@ -102,15 +103,15 @@ def optimise(
             error.add_note(f"in pass {each.name!r}; {already_run(records)}")
             raise
         seconds = time.perf_counter() - start
-        record = PassRecord(each.name, count_nodes(*current), count_nodes(*after), seconds, after != current)
+        record = PassRecord(each.name, count, count_nodes(*after), seconds, after != current)
         onlooker.look(record, current, after)
         records.append(record)
-        current = after
+        current, count = after, record.nodes_after
+    origins.normal.clear()
     if not level or ORDER in config.skip:
         return Optimised(current, origins, records)
     start = time.perf_counter()
     order = evaluation_order(current, dtype, rows)
-    count = count_nodes(*current)
     records.append(PassRecord(ORDER, count, count, time.perf_counter() - start, changed=False))
     onlooker.look(records[-1], current, current)
     return Optimised(current, origins, records, order)

@@ -5,7 +5,7 @@ from tapeout.ir.array import Array
 from tapeout.ir.axis_index import I
 from tapeout.ir.binding import BindItem, get_free_symbols, module_new_bind
 from tapeout.ir.cast import cast_circuit
-from tapeout.ir.circuit import Circuit, postorder
+from tapeout.ir.circuit import Circuit, nodes_below, postorder
 from tapeout.ir.concat import Concat
 from tapeout.ir.diff import diff_circuits
 from tapeout.ir.discrete_var import DiscreteVar
@@ -77,7 +77,7 @@ __all__ = [
     "TorchDeviceDtype", "TorchDeviceDtypeOp", "Transform", "Updater", "abs", "cast_circuit", "circuit_text", "cos",
     "diff_circuits", "dim", "exp", "gaussian_cdf", "gaussian_pdf", "gelu", "gelu_new", "get_free_symbols",
     "last_dim_size", "log", "log_exp_p_1", "log_softmax", "logit", "max", "maximum", "min", "minimum",
-    "module_new_bind", "new_traversal", "parse_circuit", "parse_circuits", "postorder", "pow", "reciprocal", "relu",
-    "replace_nodes", "restrict", "restrict_sl", "rotate_half", "rsqrt", "sigmoid", "silu", "sin", "softmax", "step",
-    "substitute_symbols", "symbolic_sizes", "tanh", "tensors_of", "traverse_until_depth",
+    "module_new_bind", "new_traversal", "nodes_below", "parse_circuit", "parse_circuits", "postorder", "pow",
+    "reciprocal", "relu", "replace_nodes", "restrict", "restrict_sl", "rotate_half", "rsqrt", "sigmoid", "silu",
+    "sin", "softmax", "step", "substitute_symbols", "symbolic_sizes", "tanh", "tensors_of", "traverse_until_depth",
 ]  # fmt: skip

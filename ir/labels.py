@@ -6,7 +6,7 @@ first search that reaches it; a search then skips whatever holds no label that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,3 +71,25 @@ def names_in(bits: int) -> Iterator[str]:
     for number, digit in enumerate(reversed(bin(bits)[2:])):
         if digit == "1" and isinstance(name := _numbered[number], str):
             yield name
+
+
+class NamesFound:
+    """The bits of names that satisfy a predicate. It is asked about each name once.
+
+    Args:
+        accepts: the predicate.
+    """
+
+    def __init__(self, accepts: Callable[[str], bool]) -> None:
+        self._accepts = accepts
+        self._bits = self._asked = 0
+
+    def within(self, below: int) -> int:
+        """Those among the labels `below`."""
+        new = below & ~self._asked
+        if new:
+            for name in names_in(new):
+                if self._accepts(name):
+                    self._bits |= _bits[name]
+            self._asked |= new
+        return self._bits & below

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.errors import ParseError, TypeMismatchError
 from tapeout.ir.finding import Finding
-from tapeout.ir.labels import bit_of_kind, bit_of_name, names_in
+from tapeout.ir.labels import NamesFound, bit_of_kind, bit_of_name
 
 if TYPE_CHECKING:
     from tapeout.ir.iterative import IterativeMatcherIn
@@ -260,17 +260,12 @@ def _regex_finds(regex: Regex, name: str) -> bool:
 
 
 def _regex_matcher(regex: Regex) -> Matcher:
-    def mask(below: int) -> int:
-        bits = 0
-        for name in names_in(below):
-            if _regex_finds(regex, name):
-                bits |= bit_of_name(name)
-        return bits
+    found = NamesFound(partial(_regex_finds, regex))
 
     def accepts(node: Circuit) -> bool:
         return node.op_name is not None and _regex_finds(regex, node.op_name)
 
-    return Matcher._new(accepts, mask, f"Regex({regex.pattern!r})")
+    return Matcher._new(accepts, found.within, f"Regex({regex.pattern!r})")
 
 
 def _kind_matcher(kind: type[Circuit]) -> Matcher:

@@ -73,11 +73,13 @@ def as_shape(shape: Iterable[SizeIn]) -> Shape:
         ShapeError: if a size is negative or no integer.
     """
     return tuple(
-        UNKNOWN if size is None else size if isinstance(size, SymbolicSize) else _whole(size) for size in shape
+        [UNKNOWN if size is None else size if isinstance(size, SymbolicSize) else _whole(size) for size in shape]
     )
 
 
 def _whole(size: int) -> int:
+    if type(size) is int and size >= 0:
+        return size
     if not isinstance(size, SupportsIndex) or isinstance(size, bool) or operator.index(size) < 0:
         raise ShapeError(
             f"not a size: {size!r}", hint="a size is an integer from 0, a symbolic size, or None for unknown"

@@ -18,14 +18,24 @@ Roots = tuple[Circuit, ...]
 
 
 class Origins(dict[Circuit, str]):
-    """For a node the name of what it stands for in the circuit that was given."""
+    """For a node the name of what it stands for in the circuit that was given.
+
+    Attributes:
+        normal: nodes that are known to be in the simplifier's normal form; so is what is below them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normal: set[Circuit] = set()
 
     def hand_on(self, new: Circuit, *old: Circuit) -> Circuit:
         """Says that `new` stands for the first of `old` that has a name; an earlier answer stays. Returns `new`."""
         if new not in self:
-            name = next((self[node] for node in old if node in self), None)
-            if name is not None:
-                self[new] = name
+            for node in old:
+                name = self.get(node)
+                if name is not None:
+                    self[new] = name
+                    break
         return new
 
 

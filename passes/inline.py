@@ -33,8 +33,8 @@ class Inline(ExecutionPass):
                 if pending:
                     stack.extend(reversed(pending))
                     continue
-                new = node.with_children(tuple(memo[child] for child in node.children))
-                new = new if isinstance(new, Symbol) else new.rename(None)
+                children = tuple([memo[child] for child in node.children])
+                new = node if isinstance(node, Symbol) else node.rebuilt(children, None)
             memo[node] = new
             if node.op_name is not None:
                 origins.setdefault(new, node.op_name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tapeout.ir import Circuit, circuit_text, postorder
+from tapeout.ir import Circuit, circuit_text, nodes_below
 from tapeout.ir.errors import PassError, TapeoutError
 from tapeout.passes.base import Pass
 
@@ -55,6 +55,7 @@ class Pipeline:
             TapeoutError: of the kind of what went wrong, with the pass and those before it named.
         """
         records: list[PassRecord] = []
+        count = count_nodes(circuit)
         for each in self.passes:
             start = time.perf_counter()
             try:
@@ -64,11 +65,11 @@ class Pipeline:
                 error.add_note(f"in pass {each.name!r} on {circuit!r}; passes already run: {done}")
                 raise
             seconds = time.perf_counter() - start
-            record = PassRecord(each.name, count_nodes(circuit), count_nodes(after), seconds, after is not circuit)
+            record = PassRecord(each.name, count, count_nodes(after), seconds, after is not circuit)
             for observer in self.observers:
                 observer(each, circuit, after, record)
             records.append(record)
-            circuit = after
+            circuit, count = after, record.nodes_after
         return circuit, records
 
     def __call__(self, circuit: Circuit) -> Circuit:
@@ -77,7 +78,7 @@ class Pipeline:
 
 def count_nodes(*circuits: Circuit) -> int:
     """The number of distinct nodes, bodies of modules included."""
-    return sum(1 for _ in postorder(*circuits))
+    return len(nodes_below(*circuits))
 
 
 def verify(

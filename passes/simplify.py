@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tapeout.ir import Circuit, DiscreteVar, Module, Tag, postorder
+from tapeout.ir import Circuit, DiscreteVar, Module, Tag, nodes_below, postorder
 from tapeout.ir.errors import PassError
 from tapeout.ir.sizes import UNKNOWN, Shape
 from tapeout.ir.text import note_around
@@ -34,16 +34,18 @@ class Simplify(ExecutionPass):
     fired: Counter[str] | None = field(default=None, compare=False, repr=False)
 
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
-        order = list(postorder(*roots))
-        module = next((node for node in order if isinstance(node, Module)), None)
-        if module is not None:
+        nodes = nodes_below(*roots)
+        kinds = set(map(type, nodes))
+        if Module in kinds:
+            module = next(node for node in postorder(*roots) if isinstance(node, Module))
             raise PassError(f"simplify met the module {module!r}", hint="inline the modules first")
-        kinds = {type(node) for node in order}
         # Tags keep random variables apart.
         rules = {kind: found for kind, found in RULES.items() if kind is not Tag or DiscreteVar not in kinds}
-        budget = _LEAST_BUDGET + len(order) if self.budget is None else self.budget
+        budget = _LEAST_BUDGET + len(nodes) if self.budget is None else self.budget
         simplifier = Simplifier(rules, budget, origins, Counter() if self.fired is None else self.fired)
         new = tuple([simplifier.normal_form(root) for root in roots])
+        if rules == RULES:
+            origins.normal |= nodes_below(*new)
         return roots if new == roots else new
 
 
@@ -62,7 +64,7 @@ class Simplifier:
         self.budget = budget
         self.origins = origins
         self.fired = fired
-        self._normal: dict[Circuit, Circuit] = {}
+        self._normal: dict[Circuit, Circuit] = {node: node for node in origins.normal}
         # A node that is being rewritten: itself over normal children, and what that became.
         self._following: dict[Circuit, tuple[Circuit, Circuit]] = {}
         # How many rewrites led to a node, where any did.

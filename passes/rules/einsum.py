@@ -19,12 +19,16 @@ def einsum_of_nothing(node: Einsum) -> Circuit | None:
 
 def einsum_with_zero(node: Einsum) -> Circuit | None:
     """`x * 0 --> 0[n]`"""
+    if not _has_numbers(node):
+        return None
     zeros = any(isinstance(child, Scalar) and child.is_zero() for child in node.children)
     return Scalar(0.0, node.shape) if zeros and is_float(node) else None
 
 
 def einsum_of_scalars(node: Einsum) -> Circuit | None:
     """`einsum(a,a->; 2[3], 5[3]) --> 30`"""
+    if not _has_numbers(node):
+        return None
     scalars, others = _taken_apart(node)
     out = node.out_axes
     factor = _factor(scalars, set(out))
@@ -35,6 +39,8 @@ def einsum_of_scalars(node: Einsum) -> Circuit | None:
 
 def einsum_repeats(node: Einsum) -> Circuit | None:
     """`einsum(a,b->ab; x, 2[n]) --> rearrange(2 * x, a -> a n)`"""
+    if not _has_numbers(node):
+        return None
     scalars, others = _taken_apart(node)
     if not scalars or not others:
         return None
@@ -51,6 +57,8 @@ def einsum_repeats(node: Einsum) -> Circuit | None:
 
 def einsum_scalars_last(node: Einsum) -> Circuit | None:
     """`einsum(,a,a,b->a; 2, x, 3[n], 1[5]) --> einsum(a,->a; x, 30)`"""
+    if not _has_numbers(node):
+        return None
     scalars, others = _taken_apart(node)
     if not scalars or not others or _is_scalar_last(node, len(scalars)):
         return None
@@ -63,6 +71,8 @@ def einsum_scalars_last(node: Einsum) -> Circuit | None:
 
 def einsum_times_one(node: Einsum) -> Circuit | None:
     """`1 * x --> x`"""
+    if not _has_numbers(node):
+        return None
     ones = [axes == () and isinstance(child, Scalar) and child.is_one() for child, axes in node.args]
     args = [arg for arg, one in zip(node.args, ones, strict=True) if not one]
     if not args or len(args) == len(node.children) or not is_float(node):
@@ -95,12 +105,28 @@ def einsum_scales_scaled(node: Einsum) -> Circuit | None:
 
 def einsum_renumbered(node: Einsum) -> Circuit | None:
     """`einsum(qd,cd->qc) --> einsum(ab,cb->ac)`: axes are numbered as they occur"""
-    order = dict.fromkeys(axis for axes in node.in_axes for axis in axes)
-    if all(i == axis for i, axis in enumerate(order)):
+    if _is_numbered(node.in_axes):
         return None
+    order = dict.fromkeys(axis for axes in node.in_axes for axis in axes)
     numbers = {axis: i for i, axis in enumerate(order)}
     args = [(child, [numbers[axis] for axis in axes]) for child, axes in node.args]
     return Einsum(*args, out_axes=[numbers[axis] for axis in node.out_axes], name=None)
+
+
+def _is_numbered(in_axes: tuple[Axes, ...]) -> bool:
+    """Whether new axes come in the order 0, 1, 2, ..."""
+    count = 0
+    for axes in in_axes:
+        for axis in axes:
+            if axis == count:
+                count += 1
+            elif not 0 <= axis < count:
+                return False
+    return True
+
+
+def _has_numbers(node: Einsum) -> bool:
+    return Scalar in map(type, node.children)
 
 
 def _taken_apart(node: Einsum) -> tuple[list[tuple[Scalar, Axes]], _Args]:

@@ -21,10 +21,11 @@ from tapeout.ir import Add, Circuit, GeneralFunction, Index, Rearrange, Symbol, 
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.errors import MatchError, ShapeError, UnsupportedError
 from tapeout.ir.functions import Cast
+from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.kernels import Attention, Linear
 from tapeout.passes.execution import readers_of
 from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.places import find, node_names
+from tapeout.tasks.patching.places import locate, node_names
 
 _ATTENTION_RANK = 4
 NAMESPACE = UUID("5b8f0c6e-6a55-4c8e-9a0b-3a3f0d1f7c10")
@@ -125,6 +126,7 @@ class Anatomy:
         return next(number for number, cut in enumerate(self.cuts) if cut.name == name)
 
 
+@without_gc
 def anatomy(circuit: Circuit, inputs: Sequence[str], dtype: torch.dtype) -> Anatomy:
     """The optimised circuit and where its parts are.
 
@@ -149,8 +151,7 @@ def anatomy(circuit: Circuit, inputs: Sequence[str], dtype: torch.dtype) -> Anat
     names: dict[Circuit, str] = dict(zip(batched, marks, strict=True))
     length = int(next(iter(marks.values())).shape[0])  # type: ignore[arg-type]
     root, cuts = _cuts(done.roots[0], names, length)
-    _check_chain(root, cuts)
-    layers = tuple(_layers(cuts))
+    layers = tuple(_layers(root, cuts))
     return Anatomy(root, tuple(found[: len(inputs)]), cuts, layers, length, done.origins)
 
 
@@ -161,20 +162,19 @@ def _marked(circuit: Circuit) -> tuple[Circuit, dict[str, Symbol]]:
         raise MatchError(
             f"{circuit!r} has no heads a0.h0, a0.h1, ...", hint="split the model first: models.split_circuit"
         )
-    nodes = {"embeds": find(circuit, NodeName("embeds")).node}
-    for number in numbers:
-        nodes[f"a{number}"] = circuit.get_unique(f"a{number}")
-        nodes[f"m{number}"] = find(circuit, NodeName("mlp", number)).node
+    names = [NodeName("embeds"), *(NodeName("mlp", number) for number in numbers)]
+    embeds, *mlps = (place.node for place in locate(circuit, names).values())
+    attention = {node.name: node for node in circuit.get({f"a{number}" for number in numbers})}
+    nodes = {"embeds": embeds}
+    for number, mlp in zip(numbers, mlps, strict=True):
+        nodes[f"a{number}"] = attention.get(f"a{number}") or circuit.get_unique(f"a{number}")
+        nodes[f"m{number}"] = mlp
     marks = {
         name: Symbol(node.shape, uuid5(NAMESPACE, name), f"change of {name}", node.torch_dtype)
         for name, node in nodes.items()
     }
-    by_node = {node: marks[name] for name, node in nodes.items()}
-    memo: dict[Circuit, Circuit] = {}
-    for node in postorder(circuit):
-        new = node.with_children(tuple(memo[child] for child in node.children))
-        memo[node] = Add(new, by_node[node], name=None) if node in by_node else new
-    return memo[circuit], marks
+    by_name = {node.name: marks[name] for name, node in nodes.items()}
+    return circuit.update(set(by_name), lambda node: Add(node, by_name[node.name], name=None)), marks
 
 
 def _cuts(root: Circuit, marks: Mapping[Circuit, str], length: int) -> tuple[Circuit, tuple[Cut, ...]]:
@@ -263,42 +263,37 @@ def _summands(node: Circuit, before: Circuit | None) -> Iterable[Circuit]:
     return rest
 
 
-def _check_chain(root: Circuit, cuts: Sequence[Cut]) -> None:
-    """Every way from one cut to the root leads through the next one."""
-    ends = [cut.node for cut in cuts[1:]] + [root]
-    for cut, end in zip(cuts, ends, strict=True):
-        depends: dict[Circuit, bool] = {}
-        for node in postorder(end):
-            depends[node] = node is not cut.node and (
-                any(node is other.node for other in cuts if other.node is not end)
-                or any(depends[child] for child in node.children)
-            )
-            if node is cut.node:
-                depends[node] = False
-        inside = _reaching(end, cut.node)
-        for node in inside:
-            for child in node.children:
-                if child not in inside and child is not cut.node and depends[child]:
-                    raise _no_chain(cut.name)
+def _pieces(root: Circuit, cuts: Sequence[Cut]) -> list[list[Circuit]]:
+    """For each cut the nodes that read it and lead to the next one, that included.
 
-
-def _reaching(root: Circuit, below: Circuit) -> set[Circuit]:
-    """The nodes at and below the root that depend on a node, without that node."""
-    reaching: set[Circuit] = set()
+    Raises:
+        UnsupportedError: if a way from a cut to the root leads past the next one.
+    """
+    numbers = {cut.node: number for number, cut in enumerate(cuts)}
+    pieces: list[list[Circuit]] = [[] for _ in cuts]
+    last: dict[Circuit, int] = {}  # for what depends on any cut, the last that it does
     for node in postorder(root):
-        if any(child is below or child in reaching for child in node.children):
-            reaching.add(node)
-    return reaching
+        read = {last[child] for child in node.children if child in last}
+        number = numbers.get(node)
+        if len(read) > 1 or (number is not None and read != ({number - 1} if number else set())):
+            raise _no_chain(cuts[min(read, default=0)].name)
+        for before in read:
+            pieces[before].append(node)
+            last[node] = before
+        if number is not None:
+            last[node] = number
+    return pieces
 
 
-def _layers(cuts: Sequence[Cut]) -> Iterable[AttentionLayer]:
+def _layers(root: Circuit, cuts: Sequence[Cut]) -> Iterable[AttentionLayer]:
+    pieces, readers = _pieces(root, cuts), readers_of((root,))
     for i, cut in enumerate(cuts):
         if not cut.name.startswith("a"):
             continue
         number = int(cut.name[1:])
-        inside = _reaching(cut.node, cuts[i - 1].node)
-        found = [node for node in inside if isinstance(node, GeneralFunction) and isinstance(node.spec, Attention)]
-        readers = readers_of((cut.node,))
+        found = [
+            node for node in pieces[i - 1] if isinstance(node, GeneralFunction) and isinstance(node.spec, Attention)
+        ]
         if len(found) != 1 or found[0].rank != _ATTENTION_RANK:
             raise UnsupportedError(
                 f"layer a{number} has {len(found)} attention kernels where one stands for all of its heads",

@@ -112,7 +112,7 @@ def _evaluated(job: Job, cells: Sequence[Cell]) -> tuple[Sequence[Cell], Numbers
     with _one_at_a_time:
         result = _sweep_of(job).only(cells).run()
     values = result.to_numpy()
-    return cells, np.stack([values[cell] for cell in cells]), result.baseline.to_numpy()
+    return cells, np.stack([values[cell] for cell in cells]), result.baseline_numbers
 
 
 @lru_cache(maxsize=1)

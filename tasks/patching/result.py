@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,24 +25,35 @@ PROMPT = "prompt"
 """The name of the last axis, over the rows of the data."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class SweepResult:
-    """The metric of every variant on every prompt.
+    """The metric of every variant on every prompt. It is labelled when that is asked for: xarray takes long to load.
 
-    Attributes:
-        values: the metric, float64, with the axes of the variants and `prompt`; NaN for cells that are empty or were
-            not computed.
-        baseline: the metric without any change, one number a prompt.
+    Args:
+        coords: the labels of each axis: those of the variants, then `prompt`.
+        numbers: the metric, float64; NaN for cells that are empty or were not computed.
+        baseline_numbers: the metric without any change, one number a prompt.
         complete: whether all variants were computed; False after an interruption.
     """
 
-    values: xr.DataArray
-    baseline: xr.DataArray
+    coords: Mapping[str, Sequence[Any]]
+    numbers: np.ndarray[Any, Any]
+    baseline_numbers: np.ndarray[Any, Any]
     complete: bool = True
+
+    @cached_property
+    def values(self) -> xr.DataArray:
+        """The metric with its labels."""
+        return _labelled(self.numbers, self.coords)
+
+    @cached_property
+    def baseline(self) -> xr.DataArray:
+        """The metric without any change, with the label of each prompt."""
+        return _labelled(self.baseline_numbers, {PROMPT: self.coords[PROMPT]} if PROMPT in self.coords else {})
 
     @property
     def dims(self) -> tuple[str, ...]:
-        return tuple(map(str, self.values.dims))
+        return tuple(self.coords)
 
     def effect(self) -> xr.DataArray:
         """What each variant changes: the metric less that of the baseline."""
@@ -55,13 +68,13 @@ class SweepResult:
         """
         if dim not in self.dims:
             raise MatchError(f"there is no axis {dim!r}", hint=f"the axes are {', '.join(self.dims)}")
-        baseline = self.baseline.mean(dim) if dim in self.baseline.dims else self.baseline
-        return replace(self, values=self.values.mean(dim, skipna=False), baseline=baseline)
+        coords = {name: labels for name, labels in self.coords.items() if name != dim}
+        baseline = np.asarray(self.baseline_numbers.mean()) if dim == PROMPT else self.baseline_numbers
+        return SweepResult(coords, self.numbers.mean(self.dims.index(dim)), baseline, self.complete)
 
     def to_numpy(self) -> np.ndarray[Any, Any]:
         """The values; axes as in `dims`."""
-        out: np.ndarray[Any, Any] = self.values.to_numpy()
-        return out
+        return self.numbers
 
     def to_pandas(self) -> Any:
         """A pandas Series with one level of its index for each axis; empty cells are left out."""
@@ -79,8 +92,8 @@ class SweepResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
             made = [Path(folder) / f"{path.name}{ending}" for ending in (".npz", ".json")]
-            np.savez(made[0], values=self.to_numpy(), baseline=self.baseline.to_numpy())
-            coords = {dim: self.values[dim].to_numpy().tolist() for dim in self.dims}
+            np.savez(made[0], values=self.numbers, baseline=self.baseline_numbers)
+            coords = {dim: np.asarray(labels).tolist() for dim, labels in self.coords.items()}
             about = {"dims": self.dims, "coords": coords, "complete": self.complete}
             made[1].write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             if find_spec("pyarrow") is not None:
@@ -98,7 +111,7 @@ class SweepResult:
         about = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
         with ZipFile(path.with_name(f"{path.name}.npz")) as file:
             values, baseline = (_read_array(file, name) for name in ("values", "baseline"))
-        return labelled(about["coords"], values, baseline, about["complete"])
+        return SweepResult(about["coords"], values, baseline, about["complete"])
 
 
 def _read_array(file: ZipFile, name: str) -> np.ndarray[Any, Any]:
@@ -113,17 +126,10 @@ def as_result(
 ) -> SweepResult:
     """The result of a sweep over variants: values [*axes of the variants, PROMPTS], baseline [PROMPTS]."""
     coords: dict[str, Any] = {dim: list(variants.coords[dim]) for dim in variants.dims}
-    return labelled({**coords, PROMPT: list(range(len(baseline)))}, values, baseline, complete)
+    return SweepResult({**coords, PROMPT: list(range(len(baseline)))}, values, baseline, complete)
 
 
-def labelled(
-    coords: dict[str, Any], values: np.ndarray[Any, Any], baseline: np.ndarray[Any, Any], complete: bool
-) -> SweepResult:
+def _labelled(numbers: np.ndarray[Any, Any], coords: Mapping[str, Sequence[Any]]) -> xr.DataArray:
     import xarray as xr
 
-    mine = {PROMPT: coords[PROMPT]} if baseline.ndim else {}
-    return SweepResult(
-        xr.DataArray(values, coords, list(coords), name="metric"),
-        xr.DataArray(baseline, mine, list(mine), name="metric"),
-        complete,
-    )
+    return xr.DataArray(numbers, dict(coords), list(coords), name="metric")

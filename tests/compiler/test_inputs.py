@@ -163,3 +163,15 @@ def test_an_index_inside_a_module_is_checked() -> None:
     assert compiled.inputs[0].dtype is torch.int64 and compiled.inputs[0].below == 5
     with pytest.raises(DataError):
         compiled(tokens=torch.tensor([[0, 1, 5, 1]]))
+
+
+def test_inputs_are_told_apart_by_what_they_index() -> None:
+    """Several are looked for in one walk: each has its own table, name and dtype."""
+    indices = [symbol(i, (2,), f"index{i}") for i in range(3)]
+    tables = [Array(tensor(i + 2, 3, seed=i, dtype=torch.float32), f"table{i}") for i in range(2)]
+    rows = [GeneralFunction.gen_index(table, index, 0) for table, index in zip(tables, indices, strict=False)]
+    both = GeneralFunction.gen_index(tables[1], Index(indices[0], I[:1]), 0)
+    scaled = Einsum.from_einsum_string("s,sh->sh", indices[2], Add(*rows))
+    compiled = compile(Add(scaled, both), inputs=[indices[1], "index0", "index2"])
+    found = [(each.name, each.dtype, each.below) for each in compiled.inputs]
+    assert found == [("index1", torch.int64, 3), ("index0", torch.int64, 2), ("index2", torch.float32, None)]

@@ -31,6 +31,7 @@ from tapeout.ir import (
     Updater,
     cos,
     new_traversal,
+    nodes_below,
     postorder,
     restrict,
     sin,
@@ -357,3 +358,20 @@ class TestMistakes:
         assert circuit.get("") == {LEAF.rename("")}
         assert circuit.get(Regex("^$")) == {LEAF.rename("")}
         assert circuit.get(lambda node: node.op_name is None) == {circuit, LEAF.rename(None)}
+
+
+@settings(max_examples=30)
+@given(SEEDS)
+def test_nodes_below_are_those_of_a_walk(seed: int) -> None:
+    one, other = (random_circuit(Random(seed + i), size=20) for i in range(2))
+    assert nodes_below(one, other) == set(postorder(one, other))
+    assert nodes_below() == set()
+
+
+def test_a_pattern_that_was_searched_for_finds_names_that_come_later() -> None:
+    x = symbol(1, (3,), "late.x")
+    pattern = Matcher.regex(r"^late.\d$")
+    assert not x.get(pattern)
+    later = Add(x, Scalar(1.0, name="late.1"), name="late.2")
+    assert {node.name for node in later.get(pattern)} == {"late.1", "late.2"}
+    assert {node.name for node in later.children[1].get(pattern)} == {"late.1"}

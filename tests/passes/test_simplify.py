@@ -366,3 +366,14 @@ def test_rules_that_go_round_or_on_are_found() -> None:
     ):
         with pytest.raises(PassError, match=message):
             _run(rule, Add(x, y, name=None))
+
+
+def test_what_is_known_to_be_normal_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Circuit] = []
+    monkeypatch.setattr("tapeout.passes.simplify.RULES", {Add: (asked.append,)})
+    inner = Add(Add(symbol(1, (3,), "x"), leaf(3), name=None), leaf(1), name=None)
+    outer, origins = Add(inner, leaf(3), name=None), Origins()
+    assert Simplify().run_many((inner,), origins) == (inner,)
+    assert asked == [inner.children[0], inner]
+    assert Simplify().run_many((outer, inner), origins) == (outer, inner)
+    assert asked == [inner.children[0], inner, outer]
