@@ -31,10 +31,10 @@ class Weights:
 
     Args:
         dtype: floating constants are cast to it.
-        device: where constants are moved; None for where they are.
+        device: where constants are moved.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | None) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
         self.packed_bytes = 0
         self._moved: dict[tuple[Any, ...], torch.Tensor] = {}
@@ -69,7 +69,7 @@ class Weights:
 
     def _move(self, value: torch.Tensor) -> torch.Tensor:
         target = self.dtype if value.is_floating_point() else value.dtype
-        if value.dtype is target and (self.device is None or value.device == self.device):
+        if value.dtype is target and value.device == self.device:
             return value
         key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
         if key not in self._moved:

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from uuid import UUID
 
 import torch
 
+from tapeout.backends.program import Program
 from tapeout.compiler import run_artefact
+from tapeout.compiler.compile import BACKENDS
 from tapeout.compiler.compiled import Compiled, Executable
 from tapeout.compiler.inputs import Input
 from tapeout.compiler.optimise import ORDER
 from tapeout.compiler.order import evaluation_order
 from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, ArtefactProblem, fingerprint, seal
-from tapeout.ir import Circuit, Symbol, postorder
+from tapeout.ir import Symbol, postorder
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, UnsupportedError
 from tapeout.ir.folders import previous_of, written_folder
@@ -213,12 +216,13 @@ def _compiled(folder: Path, manifest: dict[str, Any], device: torch.device) -> C
     inputs = tuple(_input(each) for each in manifest["inputs"])
     dtype = as_dtype(manifest["dtype"])
     passes = tuple(PassRecord(**each) for each in manifest["passes"])
-    ordered = any(each.name == ORDER for each in passes)
-    evaluated = evaluation_order(roots, dtype, max(_batch(manifest), default=None)) if ordered else None
-    executable = _executable(manifest, folder, roots, inputs, origins, dtype, device, evaluated)
+    batch = tuple(map(int, manifest.get("batch", ())))
+    typical = max(batch, default=None)
+    evaluated = evaluation_order(roots, dtype, typical) if any(each.name == ORDER for each in passes) else None
+    symbols = [each.batched for each in inputs]
     return Compiled(
         manifest["backend"],
-        executable,
+        _executable(folder, manifest, Program(roots, symbols, origins, dtype, device, typical, evaluated)),
         inputs,
         roots,
         origins,
@@ -227,13 +231,9 @@ def _compiled(folder: Path, manifest: dict[str, Any], device: torch.device) -> C
         device,
         int(manifest["packed_bytes"]),
         manifest["max_memory"],
-        _batch(manifest),
+        batch,
         evaluated,
     )
-
-
-def _batch(manifest: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(map(int, manifest.get("batch", ())))
 
 
 def _input(entry: dict[str, Any]) -> Input:
@@ -244,32 +244,13 @@ def _input(entry: dict[str, Any]) -> Input:
     return Input(name, symbol, batched, None if limit is None else int(limit))
 
 
-def _executable(
-    manifest: dict[str, Any],
-    folder: Path,
-    roots: tuple[Circuit, ...],
-    inputs: tuple[Input, ...],
-    origins: dict[Circuit, str],
-    dtype: torch.dtype,
-    device: torch.device,
-    order: tuple[Circuit, ...] | None,
-) -> Executable:
-    backend = manifest["backend"]
-    model = MODELS[backend]
+def _executable(folder: Path, manifest: dict[str, Any], program: Program) -> Executable:
+    backend: Any = import_module(BACKENDS[manifest["backend"]])
+    model = MODELS[manifest["backend"]]
+    options = {} if manifest["options"] is None else {"options": backend.Options(**manifest["options"])}
+    executable: Executable
     if model is None:
-        from tapeout.backends.fx.executable import build
-
-        rows = max(_batch(manifest), default=None)
-        return build(roots, [each.batched for each in inputs], origins, dtype, device, rows, order)[0]
-    if backend == "torchscript":
-        from tapeout.backends.torchscript.executable import load as load_module
-
-        return load_module(folder / model, device)
-    if backend == "onnx":
-        from tapeout.backends.onnx import OnnxOptions
-        from tapeout.backends.onnx.executable import load as load_onnx
-
-        return load_onnx(folder / model, device, OnnxOptions(**manifest["options"]))
-    from tapeout.backends.inductor.aot import AotExecutable
-
-    return AotExecutable(folder / model, device)
+        executable, _ = backend.build(program, **options)
+    else:
+        executable = backend.load(folder / model, program.device, **options)
+    return executable

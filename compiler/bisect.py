@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.program import Program
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler.compile import builder
 from tapeout.compiler.config import from_environment
@@ -139,6 +140,6 @@ def _values(
         table: dict[Any, Circuit] = {each.batched: Array(value) for each, value in zip(inputs, given, strict=True)}
         return evaluate_many(substitute_in_all(nodes, table), torch.float64)
     symbols = [each.batched for each in inputs]
-    executable, _ = builder(name)(nodes, symbols, optimised.origins, dtype, torch.device("cpu"))
+    executable, _ = builder(name)(Program(nodes, symbols, optimised.origins, dtype))
     out = executable(*given)
     return out if isinstance(out, tuple | list) else (out,)

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from tapeout.backends.onnx import OnnxOptions
+from tapeout.backends.program import Program
 from tapeout.compiler.compiled import Compiled, Executable
 from tapeout.compiler.config import from_environment
 from tapeout.compiler.inputs import find_inputs
 from tapeout.compiler.optimise import already_run, optimise
-from tapeout.ir import Circuit, Symbol
+from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
 
-
-class Builder(Protocol):
-    """What makes an executable: a backend's `build`."""
-
-    def __call__(
-        self,
-        roots: Sequence[Circuit],
-        inputs: Sequence[Symbol],
-        origins: Mapping[Circuit, str],
-        dtype: torch.dtype,
-        device: torch.device,
-        rows: int | None = None,
-        order: Sequence[Circuit] | None = None,
-    ) -> tuple[Executable, int]:
-        """The executable, and the bytes of weights copied; `rows` is a typical batch, `order` that of evaluation."""
-
+Builder = Callable[[Program], tuple[Executable, int]]
+"""What makes an executable: a backend's `build`, which also gives the bytes of weights copied."""
 
 BACKENDS = {
     "fx": "tapeout.backends.fx.executable",
@@ -42,7 +29,7 @@ BACKENDS = {
     "inductor": "tapeout.backends.inductor.executable",
     "onnx": "tapeout.backends.onnx.executable",
 }
-"""For every backend the module that holds its `build`, and its `Options` if there are any."""
+"""For every backend the module that holds its `build`, its `load` if it saves a model, and its `Options` if any."""
 
 BackendOptions = OnnxOptions
 """What a backend can be told: a dataclass of its own."""
@@ -114,8 +101,9 @@ def compile_many(
     typical = max(sizes, default=None)
     optimised = optimise(rows, found, level, from_environment(), kind, typical)
     symbols = [each.batched for each in found]
+    program = Program(optimised.roots, symbols, optimised.origins, kind, where, typical, optimised.order)
     try:
-        executable, packed = build(optimised.roots, symbols, optimised.origins, kind, where, typical, optimised.order)
+        executable, packed = build(program)
     except Exception as error:
         error.add_note(f"in lowering to {backend}; {already_run(optimised.records)}")
         raise

@@ -5,14 +5,12 @@ monkeypatch.setitem(BACKENDS, "faulty", "faulty"); monkeypatch.setattr(faulty, "
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from dataclasses import replace
 
 from tapeout.backends.fx.executable import FxExecutable
 from tapeout.backends.fx.executable import build as build_fx
-from tapeout.ir import Circuit, Einsum, Symbol, postorder
+from tapeout.backends.program import Program
+from tapeout.ir import Circuit, Einsum, postorder
 from tapeout.ir.errors import LoweringError, UnsupportedError
 
 WRONG = ""
@@ -22,21 +20,12 @@ REFUSES: type[LoweringError] | type[UnsupportedError] | None = None
 """What it raises instead of building anything."""
 
 
-def build(
-    roots: Sequence[Circuit],
-    inputs: Sequence[Symbol],
-    origins: Mapping[Circuit, str],
-    dtype: torch.dtype,
-    device: torch.device,
-    rows: int | None = None,
-    order: Any = None,
-    **options: Any,
-) -> tuple[FxExecutable, int]:
+def build(program: Program) -> tuple[FxExecutable, int]:
     if REFUSES is not None:
         raise REFUSES("it cannot be done", hint="leave it")
     memo: dict[Circuit, Circuit] = {}
-    for node in postorder(*roots):
+    for node in postorder(*program.roots):
         made = node.with_children(tuple(memo[child] for child in node.children))
-        wrong = bool(node.children) and origins.get(node) == WRONG
+        wrong = bool(node.children) and program.origins.get(node) == WRONG
         memo[node] = Einsum.scalar_mul(made, 1.01) if wrong else made
-    return build_fx([memo[root] for root in roots], inputs, origins, dtype, device, rows, **options)
+    return build_fx(replace(program, roots=[memo[root] for root in program.roots], order=None))

@@ -21,7 +21,7 @@ def identifier(name: str) -> str:
 class Attributes(Weights):
     """Weights that hang in a module, each held once."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | None) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(dtype, device)
         self.tensors: dict[str, torch.Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}

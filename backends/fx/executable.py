@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import fx
 
 from tapeout.backends.fx.lower import lower
 from tapeout.backends.fx.source import readable
-from tapeout.ir import Circuit, Symbol
+from tapeout.backends.program import Program
 
 
 class FxExecutable:
@@ -37,15 +36,7 @@ class FxExecutable:
         return FxExecutable(deepcopy(self.module).to(device))
 
 
-def build(
-    roots: Sequence[Circuit],
-    inputs: Sequence[Symbol],
-    origins: Mapping[Circuit, str],
-    dtype: torch.dtype,
-    device: torch.device,
-    rows: int | None = None,
-    order: Sequence[Circuit] | None = None,
-) -> tuple[FxExecutable, int]:
+def build(program: Program) -> tuple[FxExecutable, int]:
     """The executable, and the bytes of weights copied into another layout."""
-    module, packed = lower(roots, inputs, origins, dtype, device, rows, order)
+    module, packed = lower(program)
     return FxExecutable(module), packed

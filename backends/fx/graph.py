@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import fx
 
 from tapeout.backends.fx.attributes import Attributes, identifier
 from tapeout.backends.precision import narrow_nodes, wide
+from tapeout.backends.program import Program
 from tapeout.backends.weights import Weights, unused
-from tapeout.ir import Circuit, GeneralFunction, Scalar, Symbol
+from tapeout.ir import Circuit, GeneralFunction, Scalar
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize, format_shape
 
@@ -25,33 +26,26 @@ class Lowering:
 
     backend = "fx"
 
-    def __init__(
-        self,
-        roots: Sequence[Circuit],
-        inputs: Sequence[Symbol],
-        origins: Mapping[Circuit, str],
-        dtype: torch.dtype,
-        device: torch.device | None,
-        rows: int | None = None,
-    ) -> None:
-        self.typical_rows = rows
+    def __init__(self, program: Program) -> None:
+        self.typical_rows = program.rows
         self.graph = fx.Graph()
-        self.weights = Attributes(wide(dtype), device)
-        self.narrow_weights = self.weights if wide(dtype) is dtype else Weights(dtype, device)
-        self.narrow_nodes = narrow_nodes(roots, dtype)
-        self.origins = origins
+        full = wide(program.dtype)
+        self.weights = Attributes(full, program.device)
+        self.narrow_weights = self.weights if full is program.dtype else Weights(program.dtype, program.device)
+        self.narrow_nodes = narrow_nodes(program.roots, program.dtype)
+        self.origins = program.origins
         self.nodes: dict[Circuit, fx.Node] = {}
         self.current: Circuit | None = None
         self._made: dict[Hashable, fx.Node] = {}
         self._attributes: dict[str, fx.Node] = {}
         self._sizes: dict[str, fx.Node] = {}
+        self._inputs = program.inputs
         taken = set[str]()
-        for symbol in inputs:
+        for symbol in program.inputs:
             node = self.graph.placeholder(unused(identifier(symbol.name), taken))
             taken.add(str(node.target))
             node.meta["origin"] = symbol.name
             self.nodes[symbol] = node
-        self._inputs = list(inputs)
 
     def finish(self, roots: Sequence[Circuit]) -> fx.GraphModule:
         """The module whose results are the values of the roots."""
@@ -116,10 +110,8 @@ class Lowering:
 
     def positions(self, values: torch.Tensor) -> fx.Node:
         """The graph's node for constant positions along an axis; equal ones are held once."""
-        values = values.to(self.weights.device) if self.weights.device is not None else values
-        return self._attribute(
-            self.weights.add(values, "positions", "positions " + ",".join(map(str, values.tolist())))
-        )
+        content = "positions " + ",".join(map(str, values.tolist()))
+        return self._attribute(self.weights.add(values.to(self.weights.device), "positions", content))
 
     def signs(self, half: int) -> fx.Node:
         """The graph's node for -1 and then 1, each `half` times; held once."""

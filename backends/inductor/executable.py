@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import torch
 from torch import fx
 
 from tapeout.backends.fx.lower import lower
-from tapeout.backends.inductor.aot import package
+from tapeout.backends.inductor.aot import AotExecutable, package
 from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, LEAST_SIZE, examples, open_axes
 from tapeout.backends.inductor.freezing import options, packed_bytes
+from tapeout.backends.program import Program
 from tapeout.backends.quiet import without_known_warnings
 from tapeout.backends.rows import filled_up
-from tapeout.ir import Circuit, Symbol
+from tapeout.ir import Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import BATCH
 
@@ -83,15 +84,7 @@ class InductorExecutable:
         package(self.module, self.inputs, self.device, path, self.rows)
 
 
-def build(
-    roots: Sequence[Circuit],
-    inputs: Sequence[Symbol],
-    origins: Mapping[Circuit, str],
-    dtype: torch.dtype,
-    device: torch.device,
-    rows: int | None = None,
-    order: Sequence[Circuit] | None = None,
-) -> tuple[InductorExecutable, int]:
+def build(program: Program) -> tuple[InductorExecutable, int]:
     """The executable, compiled, and the bytes of weights copied into another layout.
 
     Raises:
@@ -99,9 +92,18 @@ def build(
         LoweringError: if Inductor cannot compile the fx module.
     """
     check_compiler()
-    module, packed = lower(roots, inputs, origins, dtype, device, rows, order)
-    executable = InductorExecutable(module, inputs, device, rows)
-    return executable, packed + packed_bytes(module, device)
+    module, packed = lower(program)
+    executable = InductorExecutable(module, program.inputs, program.device, program.rows)
+    return executable, packed + packed_bytes(module, program.device)
+
+
+def load(path: Path, device: torch.device) -> AotExecutable:
+    """Reads a package that was saved.
+
+    Raises:
+        ArtefactError: if it does not run here.
+    """
+    return AotExecutable(path, device)
 
 
 def check_compiler() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tapeout.backends.onnx.file import write
 from tapeout.backends.onnx.lower import lower
 from tapeout.backends.onnx.options import OnnxOptions
 from tapeout.backends.onnx.text import readable
-from tapeout.ir import Circuit, Symbol
+from tapeout.backends.program import Program
 from tapeout.ir.errors import DataError, UnsupportedError
 
 Options = OnnxOptions
@@ -121,30 +120,20 @@ class OnnxExecutable:
             shutil.copyfile(data, path.with_name(data.name))
 
 
-def build(
-    roots: Sequence[Circuit],
-    inputs: Sequence[Symbol],
-    origins: Mapping[Circuit, str],
-    dtype: torch.dtype,
-    device: torch.device,
-    rows: int | None = None,
-    order: Sequence[Circuit] | None = None,
-    *,
-    options: OnnxOptions,
-) -> tuple[OnnxExecutable, int]:
+def build(program: Program, options: OnnxOptions) -> tuple[OnnxExecutable, int]:
     """The executable, and the bytes of weights copied into another layout.
 
     Raises:
         UnsupportedError: for what ONNX or ONNX Runtime cannot express or run, with the node where there is one.
         LoweringError: if ONNX Runtime refuses the model.
     """
-    if dtype is torch.bfloat16 and device.type == "cpu":
+    if program.dtype is torch.bfloat16 and program.device.type == "cpu":
         raise UnsupportedError(
             "ONNX Runtime has no bfloat16 kernels for the CPU, not even of products",
             hint="compile to float32, use device='cuda', or backend='fx' for bfloat16",
         )
-    model, packed = lower(roots, inputs, origins, dtype, options, rows, order)
-    return OnnxExecutable(model, None, device, options), packed
+    model, packed = lower(program, options)
+    return OnnxExecutable(model, None, program.device, options), packed
 
 
 def load(path: Path, device: torch.device, options: OnnxOptions) -> OnnxExecutable:

@@ -11,8 +11,9 @@ from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype, to_torch_dtyp
 
 from tapeout.backends.onnx.options import OnnxOptions
 from tapeout.backends.onnx.sharing import merged, parts
+from tapeout.backends.program import Program
 from tapeout.backends.weights import Weights, unused
-from tapeout.ir import Circuit, GeneralFunction, Symbol
+from tapeout.ir import Circuit, GeneralFunction
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize
 
@@ -31,24 +32,17 @@ class Lowering:
 
     backend = "onnx"
 
-    def __init__(
-        self,
-        inputs: Sequence[Symbol],
-        origins: Mapping[Circuit, str],
-        weights: Weights,
-        options: OnnxOptions,
-        rows: int | None = None,
-    ) -> None:
-        self.typical_rows = rows
-        self.weights, self.origins, self.options = weights, origins, options
+    def __init__(self, program: Program, weights: Weights, options: OnnxOptions) -> None:
+        self.typical_rows, self.origins = program.rows, program.origins
+        self.weights, self.options = weights, options
         self.values: dict[Circuit, Value] = {}
         self.current: Circuit | None = None
         self._shapes: dict[Value, Shape] = {}
         self._made: dict[tuple[Any, ...], Value] = {}
         self._constants: dict[tuple[Any, ...], Value] = {}
         self._data = set[Value]()
-        self._inputs = list(inputs)
-        for symbol in inputs:
+        self._inputs = program.inputs
+        for symbol in program.inputs:
             self.values[symbol] = self._value(symbol.name, symbol.shape, self.dtype_of(symbol))
 
     @property

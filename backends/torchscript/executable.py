@@ -6,7 +6,6 @@ from C++ as well as from Python.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 from torch import fx
 
 from tapeout.backends.fx.lower import lower
+from tapeout.backends.program import Program
 from tapeout.backends.quiet import without_known_warnings
-from tapeout.ir import Circuit, Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 
 
@@ -67,22 +66,14 @@ class TorchScriptExecutable:
         path.write_bytes(content)  # torch's own writer ends the process when a disk is full
 
 
-def build(
-    roots: Sequence[Circuit],
-    inputs: Sequence[Symbol],
-    origins: Mapping[Circuit, str],
-    dtype: torch.dtype,
-    device: torch.device,
-    rows: int | None = None,
-    order: Sequence[Circuit] | None = None,
-) -> tuple[TorchScriptExecutable, int]:
+def build(program: Program) -> tuple[TorchScriptExecutable, int]:
     """The executable, and the bytes of weights copied into another layout.
 
     Raises:
         LoweringError: if TorchScript refuses the fx module.
     """
-    module, packed = lower(roots, inputs, origins, dtype, device, rows, order)
-    return scripted(module, device), packed
+    module, packed = lower(program)
+    return scripted(module, program.device), packed
 
 
 def scripted(module: fx.GraphModule, device: torch.device) -> TorchScriptExecutable:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.program import Program
 from tapeout.compiler.compile import builder
 from tapeout.compiler.compiled import Executable
 from tapeout.compiler.cost import Cost, size_of
@@ -48,7 +49,7 @@ class Part:
         if self._executable is None:
             build = builder(self.pieces.backend)
             origins, dtype, device = self.pieces.anatomy.origins, self.pieces.dtype, self.pieces.device
-            self._executable, _ = build(self.roots, self.inputs, origins, dtype, device)
+            self._executable, _ = build(Program(self.roots, self.inputs, origins, dtype, device))
         return self._executable(*values)
 
     def _sizes(self, values: Sequence[torch.Tensor]) -> dict[str, int]:

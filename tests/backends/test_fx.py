@@ -18,6 +18,7 @@ from splits import by_head_and_position, difference
 from tolerances import assert_close
 
 from tapeout.backends.fx import lower
+from tapeout.backends.program import Program
 from tapeout.compiler import Compiled, compile
 from tapeout.ir import (
     Add,
@@ -34,7 +35,6 @@ from tapeout.ir import (
     Symbol,
 )
 from tapeout.ir.errors import LoweringError, TapeoutError, UnsupportedError
-from tapeout.passes.execution import Origins
 from tapeout.testing import random_circuit
 from tapeout.testing.strategies import SEEDS
 
@@ -104,7 +104,7 @@ def test_constants_of_one_content_are_held_once() -> None:
 def test_a_view_of_a_weight_is_no_copy_and_picked_rows_are_made_at_each_call() -> None:
     whole = Array(tensor(4, 3), "w")
     part, picked = Index(whole, (slice(1, 3),)), Index(whole, (torch.tensor([3, 0]),))
-    module, packed = lower([Add(part, picked)], [], Origins(), torch.float64)
+    module, packed = lower(Program([Add(part, picked)], dtype=torch.float64))
     assert {p.untyped_storage().data_ptr() for p in module.parameters()} == {whole.value.untyped_storage().data_ptr()}
     assert packed == 0
     assert_close(module(), Add(part, picked).evaluate())
@@ -232,7 +232,7 @@ def test_what_cannot_be_lowered_says_why() -> None:
     ]
     for circuit, error in refused:
         with pytest.raises(error):
-            lower([circuit], [], Origins())
+            lower(Program([circuit]))
 
 
 def test_names_that_are_no_identifiers() -> None:

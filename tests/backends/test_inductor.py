@@ -24,6 +24,7 @@ from tapeout.backends.inductor import executable as inductor_executable
 from tapeout.backends.inductor import freezing
 from tapeout.backends.inductor.aot import AotExecutable
 from tapeout.backends.inductor.executable import InductorExecutable, check_compiler
+from tapeout.backends.program import Program
 from tapeout.backends.rows import filled_up, joined, split_rows
 from tapeout.compiler import Compiled, compile, compile_many
 from tapeout.ir import Add, Concat, Einsum, Symbol
@@ -102,7 +103,7 @@ def test_sizes_besides_the_batch() -> None:
     circuit = Einsum((new, (0, 1, 2)), (both, (0, 3, 2)), (grid, (1, 3)), out_axes=(0, 1))
     inputs = (past, new, grid)
     backends = inductor_executable, fx_executable
-    executables = [each.build([circuit], inputs, {}, F32, torch.device("cpu"))[0] for each in backends]
+    executables = [each.build(Program([circuit], inputs))[0] for each in backends]
     counts = [graphs()]
     for rows, before, window in [(3, 4, 2), (1, 2, 5), (7, 3, 3), (3, 4, 1), (2, 6, 1), (2, 1, 6), (8, 2, 2)]:
         shapes = (rows, before, 4), (rows, window, 4), (window, before + window)

@@ -30,6 +30,7 @@ from tapeout.backends.onnx.file import write
 from tapeout.backends.onnx.functions import NOT_IN_FLOAT64
 from tapeout.backends.onnx.lower import lower
 from tapeout.backends.onnx.sharing import parts
+from tapeout.backends.program import Program
 from tapeout.compiler import Compiled, compile, compile_many, load
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, I, Index, Rearrange, Scalar, Symbol, postorder
 from tapeout.ir.errors import (
@@ -499,7 +500,7 @@ def test_cuda_that_is_not_there_is_an_error_and_no_fallback() -> None:
 
 def test_what_cannot_be_lowered_says_why() -> None:
     with pytest.raises(LoweringError, match="free and no input"):
-        lower([symbol(1, (3,), "x")], [], {})
+        lower(Program([symbol(1, (3,), "x")]), OnnxOptions())
 
 
 @pytest.mark.parametrize("change", [lambda b: b"", lambda b: b"hello", lambda b: b[: len(b) // 2]])
