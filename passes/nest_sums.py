@@ -276,7 +276,7 @@ def _share_contained(sums: Sequence[_Sum]) -> bool:
         candidates.sort(key=lambda other: -len(sets[other]))
         parts: list[_Term] = []
         for other in candidates:
-            if sets[other] <= remaining:
+            if sets[other] <= remaining and len(sets[other]) < len(sets[each]):  # equal ones: see _without_copies
                 remaining -= sets[other]
                 parts.append(other)
         if parts:

@@ -84,6 +84,13 @@ def test_sums_that_are_apart_are_both_used() -> None:
     assert nested(left, right, total(A, C, B, D))[2] is total(left, right)
 
 
+def test_sums_that_become_equal_while_they_share_do_not_hold_each_other() -> None:
+    """Both are `small + read(small)`, the one from the beginning, the other when `small` is found in it."""
+    small = total(A, B)
+    inside, spelt_out = total(small, read(small)), total(read(small), A, B)
+    assert nested(inside, spelt_out) == (inside, inside)
+
+
 def test_summands_of_the_same_sums_are_one_sum() -> None:
     one, other = total(A, B, C, E), total(A, B, C, F)
     shared = total(A, B, C)
