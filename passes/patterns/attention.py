@@ -117,24 +117,45 @@ def _as_attention(scores: _Scores, probs_axes: Axes, v: Circuit, v_axes: Axes, o
     # Rows of the data first, heads after them: the layout that attention kernels read and write without a copy.
     batch.sort(key=lambda axis: _comes_from_weight(scores.q, scores.q_axes.index(axis)))
     query = [axis for axis in scores.out if axis in scores.q_axes and axis not in scores.k_axes]
-    if len(query) > 1 or len(batch) + len(query) + 1 != len(scores.out):
+    heads = _sharing(scores, query)
+    query = [axis for axis in query if axis not in heads]
+    if len(query) > 1 or len(batch) + len(heads) + len(query) + 1 != len(scores.out):
         return None
-    if sorted(scores.k_axes) != sorted([*batch, key, c]) or sorted(scores.q_axes) != sorted([*batch, *query, c]):
+    if sorted(scores.k_axes) != sorted([*batch, key, c]) or sorted(scores.q_axes) != sorted(
+        [*batch, *heads, *query, c]
+    ):
         return None
-    out_batch, out_query, out_key = [rename[axis] for axis in batch], [rename[axis] for axis in query], rename[key]
+    out_batch, out_heads, out_query, out_key = (
+        [rename[axis] for axis in axes] for axes in (batch, heads, query, [key])
+    )
     value_only = [axis for axis in v_axes if axis not in probs_axes]
-    if len(value_only) != 1 or sorted(v_axes) != sorted([*out_batch, out_key, *value_only]):
+    if len(value_only) != 1 or sorted(v_axes) != sorted([*out_batch, *out_key, *value_only]):
         return None
-    if sorted(out) != sorted([*out_batch, *out_query, *value_only]):
+    if sorted(out) != sorted([*out_batch, *out_heads, *out_query, *value_only]):
         return None
     one: list[int | None] = [None]
-    q = _arranged(scores.q, scores.q_axes, [*batch, *(query or one), c])
-    k = _arranged(scores.k, scores.k_axes, [*batch, key, c])
-    values = _arranged(v, v_axes, [*out_batch, out_key, *value_only])
+    alone = one if heads or _is_one_head(scores, batch, key, c) else []  # kernels want an axis of heads
+    q = _arranged(scores.q, scores.q_axes, [*batch, *(heads or alone), *(query or one), c])
+    k = _arranged(scores.k, scores.k_axes, [*batch, *alone, key, c])
+    values = _arranged(v, v_axes, [*out_batch, *alone, *out_key, *value_only])
     causal, mask = _mask_of(scores.allowed, has_query=bool(query))
     k, values = _once_a_group(k, values)
     node = function(Attention(scores.scale, causal), q, k, values, *mask)
-    return _arranged(node, [*out_batch, *(out_query or one), *value_only], list(out))
+    return _arranged(node, [*out_batch, *(out_heads or alone), *(out_query or one), *value_only], list(out))
+
+
+def _sharing(scores: _Scores, query: Sequence[int]) -> list[int]:
+    """Of the axes that the queries alone have, that of heads: all of them read the same keys (Shazeer 2019)."""
+    if len(query) == 1 and (scores.allowed is None or scores.allowed.ndim < 2):
+        return [axis for axis in query if _comes_from_weight(scores.q, scores.q_axes.index(axis))]
+    return [axis for axis in query if axis != scores.out[-2]] if len(query) == 2 and scores.out[-2] in query else []
+
+
+def _is_one_head(scores: _Scores, batch: Sequence[int], key: int, c: int) -> bool:
+    """Whether the axes that queries and keys share are rows of the data alone."""
+    _, repeats = _unrepeated(_arranged(scores.k, scores.k_axes, [*batch, key, c]))
+    of_weights = any(_comes_from_weight(scores.q, scores.q_axes.index(axis)) for axis in batch)
+    return bool(batch) and repeats == 1 and not of_weights
 
 
 def _once_a_group(k: Circuit, v: Circuit) -> tuple[Circuit, Circuit]:

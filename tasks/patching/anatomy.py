@@ -310,8 +310,8 @@ def _layers(root: Circuit, cuts: Sequence[Cut]) -> Iterable[AttentionLayer]:
                 hint="sweep over the circuit as it was split, before it was patched",
             )
         keys = node.children[1]
-        shared = keys.node if isinstance(keys, Rearrange) and keys.node.shape[1] != node.shape[1] else keys
-        groups = int(shared.shape[1]) if shared.rank == node.rank else int(node.shape[1])  # type: ignore[arg-type]
+        repeated = isinstance(keys, Rearrange) and keys.node.rank == keys.rank
+        groups = int((keys.children[0] if repeated else keys).shape[1])  # type: ignore[arg-type]
         yield AttentionLayer(number, node, reader, int(node.shape[1]), groups, i)  # type: ignore[arg-type]
 
 

@@ -359,11 +359,12 @@ def heads_apart(layer: AttentionLayer) -> tuple[Circuit, Symbol]:
     """The layer's output product without its sum over heads, over a symbol [ROWS, HEADS, QUERIES, VALUE]."""
     spec: Linear = layer.product.spec  # type: ignore[assignment]
     weight = layer.product.children[1]
-    head, value = spec.x_axes[1], spec.x_axes[-1]
+    contracted = [axis for axis in spec.x_axes if axis in spec.weight_axes]
+    (hidden,) = (axis for axis in spec.weight_axes if axis not in contracted)
+    rows, query, alone = range(max(spec.x_axes + spec.weight_axes) + 1, max(spec.x_axes + spec.weight_axes) + 4)
+    head, value = contracted if len(contracted) > 1 else (alone, *contracted)  # one head's weight has no such axis
     shape = layer.node.shape
     z = Symbol((ROWS, shape[1], QUERIES, shape[-1]), uuid5(NAMESPACE, "z"), "z")
-    rows, query = max(spec.x_axes + spec.weight_axes) + 1, max(spec.x_axes + spec.weight_axes) + 2
-    (hidden,) = (axis for axis in spec.weight_axes if axis not in (head, value))
     product = Einsum(
         (z, (rows, head, query, value)), (weight, spec.weight_axes), out_axes=(rows, head, query, hidden), name=None
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 import torch
@@ -85,7 +85,8 @@ class Plan:
         check(variants, anatomy)
         self.same = _equal_positions(anatomy, baseline, patch)
         entries, self.unchanged = list[Entry](), list[Cell]()
-        for cell, variant in variants.cells.items():
+        for cell, given in variants.cells.items():
+            variant = _on_output(given)
             job = job_of(variant, anatomy)
             if self._changes_nothing(variant):
                 self.unchanged.append(cell)
@@ -201,6 +202,14 @@ class Plan:
         )
 
 
+def _on_output(variant: Variant) -> Variant:
+    """The same change as one of the head's output, where it is one of the values that the head has gathered.
+
+    Nothing else reads them, and the output is linear in them.
+    """
+    return replace(variant, what=variant.what.owner) if variant.what.part == "z" else variant
+
+
 def _peak_of_a_row(anatomy: Anatomy, pieces: Pieces) -> int:
     """The most bytes that a row takes in any piece."""
     ends = [*(cut.node for cut in anatomy.cuts), anatomy.root]
@@ -304,7 +313,7 @@ def _check_kind(variant: Variant) -> None:
             f"{variant}: {what} writes nothing to the residual stream by itself",
             hint="senders are heads, MLPs and embeds: a5.h5 -> a8.h6.q",
         )
-    if into.part == "pattern" or into.kind == "kv":
+    if into.part in ("pattern", "z") or into.kind == "kv":
         raise MatchError(
             f"{variant}: {into} reads nothing of the residual stream by itself",
             hint="receivers are heads, their q, k and v, MLPs and residual streams: a5.h5 -> a8.h6.q",

@@ -130,8 +130,9 @@ class Sweep:
     def estimate(self) -> Estimate:
         """What `run` will take. Nothing is compiled and nothing computed, but for one product to see how fast it is."""
         dry = Pieces(self.anatomy, self.backend, self.dtype, torch.device("meta"))
+        means = self._means(dry)
         for part in self._parts():
-            for _ in _Run(self, dry, part, self._means(dry)).batches():
+            for _ in _Run(self, dry, part, means).batches():
                 pass
         weights = Cost.of([self.anatomy.root], 1, self.dtype).weight_bytes
         hidden = int(self.anatomy.cuts[0].node.shape[-1])  # type: ignore[arg-type]

@@ -233,6 +233,22 @@ def test_grouped_queries() -> None:
     check_value(circuit)
 
 
+def test_one_key_for_all_heads() -> None:
+    """Also where a single query of each head is computed, so that only the weights tell heads from queries."""
+    x, at_end = symbol(953, (2, KEYS, SIZE), "x"), symbol(954, (2, SIZE), "y")
+    heads = weight(HEADS, SIZE, SIZE, seed=9)
+    for q, text in (
+        (einsum("bqx,hcx->bhqc", x, heads), "bhqc,bkc->bhqk"),
+        (einsum("bx,hcx->bhc", at_end, heads), "bhc,bkc->bhk"),
+    ):
+        scores = einsum(text, q, einsum("bkx,cx->bkc", x, weight(SIZE, SIZE, seed=10)))
+        axes = text.split("->")[1]
+        circuit = einsum(f"{axes},bkd->{axes[:-1]}d", apply("softmax", scores), x)
+        node = found_attention(circuit)
+        assert node is not None and [child.shape[1] for child in node.children] == [HEADS, 1, 1] and node.rank == 4
+        check_value(circuit)
+
+
 def test_softmax_over_queries_and_other_products_are_no_attention() -> None:
     q, k, v = (symbol(960 + i, (KEYS, SIZE), name) for i, name in enumerate("qkv"))
     over_queries = einsum("kq,kd->qd", apply("softmax", einsum("qc,kc->kq", q, k)), v)

@@ -140,6 +140,33 @@ def test_a_key_that_heads_share() -> None:
     assert max(errors) < 1e-11
 
 
+@pytest.mark.parametrize("with_", ["patch", "zero", "mean"])
+def test_the_values_that_heads_gather(gpt2: Circuit, with_: Any) -> None:
+    variants = of.listed([Variant.of("a1.h0.z", with_=with_), Variant.of("a0.h1.z@1,3", with_=with_)])
+    values = sweep(gpt2, variants, BASELINE, PATCH, **F64).to_numpy()
+    errors = [np.abs(values[cell] - single(gpt2, variant)).max() for cell, variant in variants.cells.items()]
+    assert max(errors) < 1e-11
+
+
+FEW_HEADS = {
+    "one head": lambda: tiny.gpt2(VOCABULARY, layers=2, heads=1),
+    "one head with rotary positions": lambda: tiny.llama(VOCABULARY, layers=2, heads=1, kv_heads=1),
+    "one key for all heads": lambda: tiny.llama(VOCABULARY, layers=2, heads=4, kv_heads=1),
+}
+
+
+@pytest.mark.parametrize("model", FEW_HEADS)
+def test_models_of_one_head_or_one_key(model: str) -> None:
+    metric = difference(by_head_and_position(FEW_HEADS[model](), LENGTH))
+    shared = ["a0.kv0.k", "a1.kv0.v@2"] if model == "one key for all heads" else []
+    last = "a0.h3" if shared else "a0.h0"
+    names = [last, "a1.h0", "a0.h0.q", "a1.h0.k@1,2", "a1.h0.pattern", f"{last} -> a1.h0.q", f"{last} -> a1.h0", "m0"]
+    variants = of.listed([*names, *shared])
+    values = sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy()
+    errors = [np.abs(values[cell] - single(metric, variant)).max() for cell, variant in variants.cells.items()]
+    assert max(errors) < 1e-11
+
+
 def test_patched_with_its_own_value_nothing_changes(metric: Circuit) -> None:
     for variants in (of.heads(metric), of.heads(metric, "pattern"), of.edges(metric, "k", positions=None)):
         result = sweep(metric, variants, BASELINE, BASELINE, **F64)
@@ -163,13 +190,18 @@ def test_a_metric_at_an_earlier_position() -> None:
         assert max(errors) < 1e-11
 
 
+def least_memory(metric: Circuit, variants: Variants, **options: Any) -> int:
+    """What one variant on one prompt takes, as the error says."""
+    with pytest.raises(UnsupportedError, match="the weights alone are") as error:
+        Sweep(metric, variants, BASELINE, PATCH, max_memory=1000, **options)
+    return int(str(error.value).split(" bytes")[0].split()[-1].replace(",", ""))
+
+
 def test_parts_that_fit_the_memory_give_the_same(metric: Circuit) -> None:
     variants = of.edges(metric, "k", positions=None)
     whole = Sweep(metric, variants, BASELINE, PATCH, **F64)
     least = whole.plan
-    with pytest.raises(UnsupportedError, match="the weights alone are") as error:
-        Sweep(metric, variants, BASELINE, PATCH, max_memory=1000, **F64)
-    needed = int(str(error.value).split(" bytes")[0].split()[-1].replace(",", ""))
+    needed = least_memory(metric, variants, **F64)
     small = Sweep(metric, variants, BASELINE, PATCH, max_memory=needed, **F64)
     assert small.portions.prompts == 1 and small.portions.variants < len(least.entries)
     assert np.nanmax(np.abs(small.run().to_numpy() - whole.run().to_numpy())) < 1e-12
@@ -207,6 +239,15 @@ def test_what_is_estimated_is_what_is_done_and_no_more_than_distinct_work(gpt2: 
     distinct = compile_many([gpt2, *patched], inputs=["tokens", "labels", PATCH_TOKENS]).cost(ROWS).flops
     assert estimate.flops <= 1.2 * distinct
     assert estimate.seconds > 0 and estimate.weight_bytes > 0
+
+
+def test_means_are_estimated_once_for_all_parts(gpt2: Circuit) -> None:
+    variants = of.heads(gpt2, with_="mean")
+    planned = Sweep(gpt2, variants, BASELINE, PATCH, max_memory=least_memory(gpt2, variants))
+    estimate = planned.estimate()
+    assert planned.portions.prompts < ROWS
+    planned.run()
+    assert (planned.pieces.flops, planned.pieces.calls) == (estimate.flops, estimate.calls)
 
 
 def test_what_lies_before_the_first_change_is_not_computed(gpt2: Circuit) -> None:
@@ -305,6 +346,7 @@ BAD: dict[str, tuple[type[TapeoutError], str, Any]] = {
     "within a layer": (MatchError, "must come after the sender", ["a1.h0 -> a1.h1.q"]),
     "a sender that writes nothing": (MatchError, "senders are heads", ["a0.h0.q -> a1.h1.q"]),
     "a receiver that reads nothing": (MatchError, "receivers are heads", ["a0.h0 -> a1.h1.pattern"]),
+    "gathered values, which heads alone read": (MatchError, "receivers are heads", ["a0.h0 -> a1.h1.z"]),
     "keys that are not shared": (MatchError, "use a0.h1.k", ["a0.kv1.k"]),
     "a pattern of zeros": (DataError, "ablate the head's output", [Variant.of("a0.h0.pattern", with_="zero")]),
     "after the last norm": (MatchError, "patch final.input", ["logits"]),
