@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from harness import KINDS, tensor
 
 from tapeout.backends.fx import lower
@@ -20,6 +20,8 @@ from tapeout.backends.onnx.functions import FUNCTION_RULES as ONNX_FUNCTION_RULE
 from tapeout.backends.onnx.functions import NOT_IN_FLOAT64
 from tapeout.backends.onnx.kinds import RULES as ONNX_RULES
 from tapeout.backends.onnx.lower import lower as lower_to_onnx
+from tapeout.backends.onnx.options import OnnxOptions
+from tapeout.backends.program import Program
 from tapeout.backends.reference.evaluate import _RULES as REFERENCE_RULES
 from tapeout.backends.rules import Refused
 from tapeout.compiler.compile import BACKENDS
@@ -27,7 +29,6 @@ from tapeout.ir import Add, Array, Circuit, DiscreteVar, Module, ModuleArgSpec, 
 from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.functions import FUNCTIONS, Cast, GenIndex
 from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
-from tapeout.passes.execution import Origins
 from tapeout.testing.cases import CASES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
@@ -126,8 +127,8 @@ def test_every_function_has_a_case() -> None:
 def test_what_is_refused_says_so() -> None:
     x = Symbol.new_with_random_uuid((3,), "x")
     call = Module(ModuleSpec(Add(x, Array(tensor(3), "k")), [ModuleArgSpec(x)]), "call", x=Array(tensor(3), "y"))
-    for each in (lower, lower_to_onnx):
+    for each in (lower, partial(lower_to_onnx, options=OnnxOptions())):
         with pytest.raises(UnsupportedError, match="sample"):
-            each([DiscreteVar(Array(tensor(2, 3), "rows"))], [], Origins(), torch.float64)
+            each(Program([DiscreteVar(Array(tensor(2, 3), "rows"))]))
         with pytest.raises(UnsupportedError, match="inlined"):
-            each([call], [x], Origins(), torch.float64)
+            each(Program([call], [x]))
