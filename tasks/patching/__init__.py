@@ -21,6 +21,7 @@ from tapeout.tasks.patching.variants import (
     listed,
     mlps,
     residual_streams,
+    sets,
 )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "parse_site",
     "path_patch",
     "residual_streams",
+    "sets",
     "sweep",
     "sweep_edits",
 ]

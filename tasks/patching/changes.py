@@ -93,6 +93,28 @@ def _cut_of(name: NodeName, anatomy: Anatomy) -> int:
     return 0 if name.kind == "embeds" else len(anatomy.cuts) - 1
 
 
+def taken_nodes(name: NodeName, anatomy: Anatomy) -> Sequence[Circuit]:
+    """The nodes whose values a change of a part takes from elsewhere."""
+    if name.kind in ("head", "kv"):
+        layer = anatomy.layer(name)
+        operands = {"q": (0,), "k": (1,), "v": (2,), "pattern": (0, 1)}
+        return [layer.node] if name.part is None else [layer.node.children[i] for i in operands[name.part]]
+    cut = anatomy.cuts[_cut_of(name, anatomy)]
+    return [cut.node] if name.is_residual else cut.added
+
+
+def read_nodes(job: Job, variant: Variant, anatomy: Anatomy) -> Sequence[Circuit]:
+    """The nodes whose values on the run that is changed are read to make a change."""
+    looked_into = variant.into or variant.what
+    nodes = [*taken_nodes(variant.what, anatomy), anatomy.cuts[job.cut].node]
+    if variant.into is not None and not looked_into.is_residual:
+        nodes.append(anatomy.cuts[job.cut - 1].node)
+    if looked_into.kind in ("head", "kv") and (looked_into.part or variant.into):
+        layer = anatomy.layer(looked_into)
+        nodes += [layer.node, *layer.node.children[:3]]
+    return nodes
+
+
 class Changes:
     """Makes changes for some prompts.
 

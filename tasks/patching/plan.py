@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import combinations, groupby, pairwise
 
 import torch
 
@@ -12,7 +12,7 @@ from tapeout.compiler.cost import Cost, elements
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, MatchError, ShapeError, UnsupportedError
 from tapeout.tasks.patching.anatomy import Anatomy
-from tapeout.tasks.patching.changes import Job, job_of
+from tapeout.tasks.patching.changes import Job, job_of, read_nodes, taken_nodes
 from tapeout.tasks.patching.graphs import ROWS
 from tapeout.tasks.patching.names import NodeName
 from tapeout.tasks.patching.pieces import Pieces
@@ -26,20 +26,36 @@ _LIVE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """What a variant changes of one part.
+
+    Attributes:
+        variant: the change.
+        job: what makes it.
+    """
+
+    variant: Variant
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A variant on its way.
 
     Attributes:
         cell: its place in the grid.
-        variant: the variant.
-        job: what makes its change.
-        start: the first position that it may change at its cut.
+        steps: what it changes, in the order of data flow.
+        start: the first position that it may change.
     """
 
     cell: Cell
-    variant: Variant
-    job: Job
+    steps: tuple[Step, ...]
     start: int
+
+    @property
+    def first(self) -> Step:
+        """The step with which it enters."""
+        return self.steps[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +83,7 @@ class Plan:
 
     Attributes:
         entries: the variants that change anything, those that start at one position together.
+        steps: what they change.
         unchanged: the cells of variants that change nothing: what they replace is equal in both datasets.
         first: the first position at which anything is read to make a change.
 
@@ -85,15 +102,18 @@ class Plan:
         check(variants, anatomy)
         self.same = _equal_positions(anatomy, baseline, patch)
         entries, self.unchanged = list[Entry](), list[Cell]()
-        for cell, given in variants.cells.items():
-            variant = _on_output(given)
-            job = job_of(variant, anatomy)
-            if self._changes_nothing(variant):
+        for cell, variant in variants.cells.items():
+            parts = [_on_output(part) for part in variant.parts if not self._changes_nothing(part)]
+            if not parts:
                 self.unchanged.append(cell)
-            else:
-                entries.append(Entry(cell, variant, job, self._start(variant, job)))
-        self.entries = sorted(entries, key=lambda entry: (entry.start, entry.job.cut, repr(entry.job.key), entry.cell))
-        self.first = min((self._first_read(entry) for entry in self.entries), default=0)
+                continue
+            steps = sorted((Step(part, job_of(part, anatomy)) for part in parts), key=lambda step: step.job.cut)
+            entries.append(Entry(cell, tuple(steps), min(map(self._start, steps))))
+        self.entries = sorted(
+            entries, key=lambda entry: (entry.start, entry.first.job.cut, repr(entry.first.job.key), entry.cell)
+        )
+        self.steps = tuple(step for entry in self.entries for step in entry.steps)
+        self.first = min(map(self._first_read, self.steps), default=0)
 
     def _changes_nothing(self, variant: Variant) -> bool:
         """Whether it replaces values by equal ones: at positions up to which both datasets are equal."""
@@ -101,12 +121,12 @@ class Plan:
             return False
         return max(place % self.anatomy.length for place in variant.positions) < self.same
 
-    def _start(self, variant: Variant, job: Job) -> int:
-        """The first position at which the stream may change at the cut."""
+    def _start(self, step: Step) -> int:
+        """The first position at which the stream may change at the step's cut."""
         if not self.anatomy.is_causal:
             return 0
-        only_last = self.anatomy.cuts[job.cut].position is not None
-        return self.anatomy.length - 1 if only_last else self._first_change(variant)
+        only_last = self.anatomy.cuts[step.job.cut].position is not None
+        return self.anatomy.length - 1 if only_last else self._first_change(step.variant)
 
     def _first_change(self, variant: Variant) -> int:
         """The first position at which the changed part changes."""
@@ -116,12 +136,12 @@ class Plan:
         places = [place % self.anatomy.length for place in variant.positions or (0,)]
         return max(same, min(places))
 
-    def _first_read(self, entry: Entry) -> int:
+    def _first_read(self, step: Step) -> int:
         """The first position of which anything is read to make the change."""
-        only_last = self.anatomy.cuts[entry.job.cut].position is not None
-        what, into = entry.variant.what, entry.variant.into
+        only_last = self.anatomy.cuts[step.job.cut].position is not None
+        what, into = step.variant.what, step.variant.into
         by_row = what.part in (None, "q", "pattern") if into is None else into.is_residual
-        return entry.start if only_last and by_row else self._first_change(entry.variant)
+        return self._start(step) if only_last and by_row else self._first_change(step.variant)
 
     def batches(self, size: int) -> Iterator[list[Entry]]:
         """Variants that go through the model together, at most so many."""
@@ -138,16 +158,9 @@ class Plan:
         nodes = dict.fromkeys([self.anatomy.root])
         if not self.entries:
             return tuple(nodes)
-        nodes.update(dict.fromkeys(self.taken_nodes()))
-        for entry in self.entries:
-            looked_into = entry.variant.into or entry.variant.what
-            nodes[cuts[entry.job.cut]] = None
-            if entry.variant.into is not None and not looked_into.is_residual:
-                nodes[cuts[entry.job.cut - 1]] = None
-            if looked_into.kind in ("head", "kv") and (looked_into.part or entry.variant.into):
-                layer = self.anatomy.layer(looked_into)
-                nodes.update(dict.fromkeys([layer.node, *layer.node.children[:3]]))
-        first = min(entry.job.cut for entry in self.entries)
+        for step in self.steps:
+            nodes.update(dict.fromkeys(read_nodes(step.job, step.variant, self.anatomy)))
+        first = min(step.job.cut for step in self.steps)
         ways = {entry.start > 0 for entry in self.entries}
         for start, end in zip(cuts[first:], [*cuts[first + 1 :], self.anatomy.root], strict=True):
             for windowed in ways:
@@ -157,15 +170,8 @@ class Plan:
 
     def taken_nodes(self) -> tuple[Circuit, ...]:
         """What is read of the run that values are taken from."""
-        return tuple({node: None for entry in self.entries for node in self._nodes_of(entry.variant.what)})
-
-    def _nodes_of(self, name: NodeName) -> Sequence[Circuit]:
-        if name.kind in ("head", "kv"):
-            layer = self.anatomy.layer(name)
-            operands = {"q": (0,), "k": (1,), "v": (2,), "pattern": (0, 1)}
-            return [layer.node] if name.part is None else [layer.node.children[i] for i in operands[name.part]]
-        cut = self.anatomy.cuts[job_of(Variant(name), self.anatomy).cut]
-        return [cut.node] if name.is_residual else cut.added
+        taken = (taken_nodes(step.variant.what, self.anatomy) for step in self.steps)
+        return tuple({node: None for nodes in taken for node in nodes})
 
     # -- memory
 
@@ -185,9 +191,10 @@ class Plan:
             return Portions(prompts, max(1, _LIVE_BYTES // (prompts * live)), _POSITIONS)
         weights = Cost.of([self.anatomy.root], 1, pieces.dtype).weight_bytes
         held = width * sum(elements(node, 1) for node in (*self.base_nodes(pieces), *self.taken_nodes()))
-        heads = sum(layer.heads for layer in self.anatomy.layers)
-        held += width * heads * window * hidden  # what each head writes
+        held += width * sum(layer.heads for layer in self.anatomy.layers) * window * hidden  # what each head writes
         row = _peak_of_a_row(self.anatomy, pieces)
+        if any(len(entry.steps) > 1 for entry in self.entries):  # what each head writes, for the row itself
+            row += max(layer.heads for layer in self.anatomy.layers) * window * hidden * width
         needed = weights + max(2 * held, 4 * live, 4 * row)
         if needed > limit:
             raise UnsupportedError(
@@ -251,21 +258,55 @@ def check(variants: Variants, anatomy: Anatomy) -> None:
     """
     if not variants.cells:
         raise DataError("the sweep has no variants", hint="give at least one, such as heads(circuit)")
-    seen: dict[Variant, Cell] = {}
+    seen: dict[frozenset[Variant], Cell] = {}
     for cell, variant in variants.cells.items():
-        _check_positions(variant, anatomy.length)
-        for name in (variant.what, variant.into):
-            if name is not None:
-                _check_part(name, anatomy)
-        _check_kind(variant)
-        places = variant.positions
-        at = None if places is None else tuple(sorted(place % anatomy.length for place in places))
-        other = seen.setdefault(Variant(variant.what, at, variant.into, variant.with_), cell)
+        for part in variant.parts:
+            _check_positions(part, anatomy.length)
+            for name in (part.what, part.into):
+                if name is not None:
+                    _check_part(name, anatomy)
+            _check_kind(part)
+        _check_together(variant, anatomy)
+        other = seen.setdefault(frozenset(_counted_from_0(part, anatomy.length) for part in variant.parts), cell)
         if other != cell:
             raise DataError(
                 f"the variant {variant} is in the sweep twice, at {list(other)} and {list(cell)}",
                 hint="list each once; -1 is the last position",
             )
+
+
+def _counted_from_0(variant: Variant, length: int) -> Variant:
+    places = variant.positions
+    return replace(variant, positions=None if places is None else tuple(sorted(place % length for place in places)))
+
+
+def _check_together(variant: Variant, anatomy: Anatomy) -> None:
+    """Parts that change together must be apart: each makes its own change of what is written to the stream."""
+    parts = variant.parts
+    if len(parts) == 1:
+        return
+    hint = "leave one out; or give the variant to sweep_edits, as an edit or as paths"
+    for one, other in combinations(parts, 2):
+        if one.into is not None or other.into is not None:
+            raise DataError(f"{variant}: paths do not change together with other parts", hint=hint)
+        if _cut_and_heads_meet(one.what, other.what, anatomy):
+            raise DataError(f"{variant}: {one.what} and {other.what} overlap", hint=hint)
+
+
+def _cut_and_heads_meet(one: NodeName, other: NodeName, anatomy: Anatomy) -> bool:
+    """Whether two parts write to the residual stream at one cut, and are not of different heads."""
+    if job_of(Variant(one), anatomy).cut != job_of(Variant(other), anatomy).cut:
+        return False
+    return one.is_residual or other.is_residual or not _heads(one, anatomy).isdisjoint(_heads(other, anatomy))
+
+
+def _heads(name: NodeName, anatomy: Anatomy) -> set[int | None]:
+    """The heads that a part belongs to; for an MLP none, by the name of None."""
+    if name.kind != "kv" or name.head is None:
+        return {name.head}
+    layer = anatomy.layer(name)
+    each = layer.heads // layer.groups
+    return set(range(name.head * each, (name.head + 1) * each))
 
 
 def _check_positions(variant: Variant, length: int) -> None:

@@ -30,9 +30,10 @@ from tapeout.tasks.patching.anatomy import anatomy
 from tapeout.tasks.patching.changes import Changes
 from tapeout.tasks.patching.cluster import run_on
 from tapeout.tasks.patching.data import Data, rows_of
+from tapeout.tasks.patching.further import changes_of_rows
 from tapeout.tasks.patching.graphs import Values, Window
 from tapeout.tasks.patching.pieces import Pieces
-from tapeout.tasks.patching.plan import Entry, Plan, Portions
+from tapeout.tasks.patching.plan import Entry, Plan, Portions, Step
 from tapeout.tasks.patching.result import SweepResult, as_result
 from tapeout.tasks.patching.variants import Cell, Variant, Variants, With, listed
 
@@ -213,7 +214,7 @@ class Sweep:
 
     def _means(self, pieces: Pieces) -> dict[Circuit, torch.Tensor]:
         """Means over all prompts of what is taken from the patch data, if any variant takes means."""
-        if all(entry.variant.with_ != "mean" for entry in self.plan.entries):
+        if all(step.variant.with_ != "mean" for step in self.plan.steps):
             return {}
         total: dict[Circuit, torch.Tensor] = {}
         for part in self._parts():
@@ -231,10 +232,10 @@ class _Run:
         self.base = values_on(pieces, self.plan.base_nodes(pieces), sweep.baseline, part)
         self.baseline = self.base[self.anatomy.root]
         self.prompts = part.stop - part.start
-        instead: dict[With, Values] = {"mean": means}
-        if any(entry.variant.with_ == "patch" for entry in self.plan.entries):
-            instead["patch"] = values_on(pieces, self.plan.taken_nodes(), sweep.patch, part)
-        self.changes = Changes(pieces, self.base, instead, self.plan.first)
+        self.instead: dict[With, Values] = {"mean": means}
+        if any(step.variant.with_ == "patch" for step in self.plan.steps):
+            self.instead["patch"] = values_on(pieces, self.plan.taken_nodes(), sweep.patch, part)
+        self.changes = Changes(pieces, self.base, self.instead, self.plan.first)
 
     def batches(self) -> Iterator[tuple[Sequence[Entry], torch.Tensor]]:
         """Variants that go through the model together, and their metric [VARIANTS, PROMPTS]."""
@@ -246,30 +247,60 @@ class _Run:
         cuts = self.anatomy.cuts
         ends = [*(cut.node for cut in cuts[1:]), self.anatomy.root]
         window = Window(batch[0].start, self.anatomy.length, self.anatomy.length)
-        entering = {cut: list(group) for cut, group in groupby(batch, key=lambda entry: entry.job.cut)}
+        entering = {cut: list(group) for cut, group in groupby(batch, key=lambda entry: entry.first.job.cut)}
         first = min(entering)
-        live = self._entered(entering[first], window)
+        before = live = self._entered(entering[first], window)
         for number in range(first, len(cuts)):
-            if number in entering and number > first:
-                live = torch.cat([live, self._entered(entering[number], window)])
-            live = self._advanced(cuts[number].node, ends[number], live, window)
+            if number > first:
+                live = self._changed_further(batch, number, before, live, window)
+                if number in entering:
+                    live = torch.cat([live, self._entered(entering[number], window)])
+            before, live = live, self._advanced(cuts[number].node, ends[number], live, window)
         return live.reshape(len(batch), self.prompts)
 
     def _entered(self, entries: Sequence[Entry], window: Window) -> torch.Tensor:
         """The stream at a cut with the changes of the variants that enter there: [VARIANTS * PROMPTS, ...]."""
-        changes = []
-        for _, group in groupby(entries, key=lambda entry: entry.job.key):
-            same = list(group)
-            changes.append(self.changes.of(same[0].job, [entry.variant for entry in same], window.start))
-        stream = self.base[self.anatomy.cuts[entries[0].job.cut].node]
+        cut = entries[0].first.job.cut
+        steps = [(i, step) for i, entry in enumerate(entries) for step in entry.steps if step.job.cut == cut]
+        stream = self.base[self.anatomy.cuts[cut].node]
         stream = stream if stream.ndim == 2 else stream[:, window.start :]
-        return (stream + torch.cat(changes)).flatten(0, 1)
+        out = stream.repeat(len(entries), *(1,) * stream.ndim)
+        for _, group in groupby(sorted(steps, key=_by_job), key=_by_job):
+            places, same = zip(*group, strict=True)
+            change = self.changes.of(same[0].job, [step.variant for step in same], window.start)
+            out.index_add_(0, torch.tensor(places, device=out.device), change)
+        return out.flatten(0, 1)
+
+    def _changed_further(
+        self, batch: Sequence[Entry], number: int, before: torch.Tensor, live: torch.Tensor, window: Window
+    ) -> torch.Tensor:
+        """The stream at a cut with what variants that have entered earlier change there too."""
+        entries: dict[Step, list[int]] = {}
+        for i, entry in enumerate(batch):
+            for step in entry.steps[1:]:
+                if step.job.cut == number > entry.first.job.cut:
+                    entries.setdefault(step, []).append(i)
+        if not entries:
+            return live
+        rows, changes = list[torch.Tensor](), list[torch.Tensor]()
+        for step, places in entries.items():
+            first_rows = torch.tensor(places, device=live.device)[:, None] * self.prompts
+            for some in (
+                (first_rows + torch.arange(self.prompts, device=live.device)).flatten().split(self._at_once(live))
+            ):
+                made = changes_of_rows(self.changes, step, before[some], live[some], some % self.prompts, window)
+                rows.append(some)
+                changes.append(made)
+        return live.index_add(0, torch.cat(rows), torch.cat(changes))
+
+    def _at_once(self, x: torch.Tensor) -> int:
+        """How many rows go through a piece at once."""
+        return max(1, self.sweep.portions.positions // (x.shape[1] if x.ndim == 3 else 1))
 
     def _advanced(self, start: Circuit, end: Circuit, x: torch.Tensor, window: Window) -> torch.Tensor:
         """The stream at the next cut, or the metric, some rows at a time."""
         piece = self.pieces.between(start, end)
-        wide = x.shape[1] if x.ndim == 3 else 1
-        step = max(1, self.sweep.portions.positions // wide)
+        step = self._at_once(x)
         prompts = torch.arange(len(x), device=self.pieces.device) % self.prompts
         parts = [piece(x[at : at + step], self.base, prompts[at : at + step], window) for at in range(0, len(x), step)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -284,6 +315,10 @@ def values_on(
     given = [data[each.name][part] for each in pieces.anatomy.inputs]
     out = run(*given)
     return dict(zip(nodes, out if len(nodes) > 1 else (out,), strict=True))
+
+
+def _by_job(step: tuple[int, Step]) -> str:
+    return repr(step[1].job.key)
 
 
 def _rows(circuit: Circuit, data: Data) -> dict[str, torch.Tensor]:

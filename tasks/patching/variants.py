@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
 
@@ -29,22 +29,42 @@ class Variant:
         positions: at which positions; None for all.
         into: the only part that sees it; None for everything that reads it.
         with_: what it takes instead.
+        also: what else changes in the same run.
     """
 
     what: NodeName
     positions: tuple[int, ...] | None = None
     into: NodeName | None = None
     with_: With = "patch"
+    also: tuple[Variant, ...] = ()
 
     def __str__(self) -> str:
         at = "" if self.positions is None else "@" + ",".join(map(str, self.positions))
-        return f"{self.what}{at}" + ("" if self.into is None else f" -> {self.into}")
+        into = "" if self.into is None else f" -> {self.into}"
+        return " + ".join([f"{self.what}{at}{into}", *map(str, self.also)])
+
+    @property
+    def parts(self) -> tuple[Variant, ...]:
+        """The changes of one part each."""
+        return (replace(self, also=()), *self.also)
 
     @staticmethod
     def of(what: NameIn, into: NameIn | None = None, with_: With = "patch") -> Variant:
         """A variant from names: `Variant.of("a5.h3@END", into="a8.h6.q")`."""
         site = parse_site(what)
         return Variant(site.name, site.positions, None if into is None else parse_name(into), with_)
+
+    @staticmethod
+    def together(variants: Iterable[Variant]) -> Variant:
+        """One variant that changes what all of them change.
+
+        Raises:
+            DataError: without any.
+        """
+        parts = [part for variant in variants for part in variant.parts]
+        if not parts:
+            raise DataError("a variant changes no part", hint='name at least one: ["a9.h6", "a9.h9"]')
+        return replace(parts[0], also=tuple(parts[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +102,28 @@ def listed(variants: Iterable[Variant | str]) -> Variants:
     return Variants(("variant",), {"variant": [str(v) for v in found]}, {(i,): v for i, v in enumerate(found)})
 
 
+def sets(named: Mapping[str, Iterable[NameIn]], with_: With = "patch") -> Variants:
+    """Sets of parts that change together: axis `variant`, with the names of the sets.
+
+    Args:
+        named: by name, the parts: `{"name movers": ["a9.h6@END", "a9.h9@END", "a10.h0@END"]}`.
+        with_: what they take instead.
+
+    Raises:
+        DataError: for a set without parts.
+    """
+    cells: dict[Cell, Variant] = {
+        (i,): Variant.together(Variant.of(part, with_=with_) for part in parts)
+        for i, parts in enumerate(named.values())
+    }
+    return Variants(("variant",), {"variant": list(named)}, cells)
+
+
 def _read(text: str) -> Variant:
+    return Variant.together(map(_read_part, text.split("+")))
+
+
+def _read_part(text: str) -> Variant:
     what, arrow, into = text.partition("->")
     return Variant.of(what.strip(), into.strip() if arrow else None)
 

@@ -18,7 +18,7 @@ from tapeout.compiler.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Array, Circuit, GeneralFunction, Matcher, TorchDeviceDtypeOp
 from tapeout.ir.errors import DataError, MatchError, ShapeError, TapeoutError, UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset
-from tapeout.tasks.patching import PATCH_TOKENS, expose, path_patch
+from tapeout.tasks.patching import PATCH_TOKENS, ablate, activation_patch, expose, path_patch
 from tapeout.tasks.patching import variants as of
 from tapeout.tasks.patching.edits import sweep_edits
 from tapeout.tasks.patching.names import Site
@@ -53,6 +53,9 @@ def gpt2() -> Circuit:
 
 def single(metric: Circuit, variant: Variant) -> np.ndarray[Any, Any]:
     """One variant by itself, on the reference."""
+    if variant.also:
+        sites = [Site(part.what, part.positions) for part in variant.parts]
+        return activation_patch(metric, sites, PATCH, BASELINE).evaluate("float64").numpy()
     if variant.with_ == "patch":
         return path_patch(metric, str(variant), BASELINE, PATCH, allow_missing=True).evaluate("float64").numpy()
     exposed = expose(metric, [Site(variant.what, variant.positions)])
@@ -80,6 +83,16 @@ LISTED = [
     "m0@3 -> a1.h1.v", "m1@-1 -> final.input", "m0 -> m2", "a0.h1@3 -> m1", "a0.h0@1,3 -> a2.h1", "a0.h1 -> a1.input",
 ]  # fmt: skip
 
+SETS = {
+    "two heads": ["a0.h0", "a2.h1"],
+    "a layer": ["a1.h0", "a1.h1", "m1"],
+    "at other positions": ["a0.h0@3", "m0@2", "a1.h1@2,4", "a2.h0@END"],
+    "what heads read": ["a0.h1.k@3", "a1.h0.q", "a1.h1.v", "a2.h0.pattern", "a2.h1.k"],
+    "streams": ["embeds@2", "a0.h0", "m1.input@3", "a2.h0.q@4", "final.input@1"],
+    "the end": ["m0@END", "a2.h1", "m2"],
+    "nothing and something": ["a0.h0@0", "m1@0", "a1.h0@3"],
+}
+
 CASES: dict[str, Callable[[Circuit], Variants]] = {
     **{f"heads {part}": lambda m, part=part: of.heads(m, part) for part in ("out", "q", "k", "v", "pattern")},  # type: ignore[misc]
     **{
@@ -100,6 +113,7 @@ CASES: dict[str, Callable[[Circuit], Variants]] = {
     "edges to k": lambda m: of.edges(m, "k", positions=None),
     "edges to v at one position": lambda m: of.edges(m, "v", positions=(2,)),
     "listed": lambda m: of.listed(LISTED),
+    "sets": lambda m: of.sets(SETS),
 }
 
 
@@ -110,7 +124,7 @@ def test_equals_single_patches(metric: Circuit, case: str) -> None:
     values = result.to_numpy()
     assert result.complete and result.dims == (*variants.dims, "prompt")
     assert np.isfinite(values).all(-1).sum() == len(variants)
-    cells = some(variants, len(variants) if case == "listed" else 3)
+    cells = some(variants, len(variants) if case in ("listed", "sets") else 3)
     errors = [np.abs(values[cell] - single(metric, variants.cells[cell])).max() for cell in cells]
     assert max(errors) < 1e-11
     assert np.nanmax(np.abs(result.effect().to_numpy())) > 1e-4
@@ -123,6 +137,28 @@ def test_ablations_equal_single_ones(metric: Circuit, part: Any, with_: Any) -> 
     values = sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy()
     errors = [np.abs(values[cell] - single(metric, variants.cells[cell])).max() for cell in some(variants, 3)]
     assert max(errors) < 1e-11
+
+
+@pytest.mark.parametrize("with_", ["zero", "mean"])
+def test_ablations_of_sets_equal_single_ones(metric: Circuit, with_: Any) -> None:
+    named = {name: parts for name, parts in SETS.items() if "a2.h0.pattern" not in parts}
+    values = sweep(metric, of.sets(named, with_=with_), BASELINE, PATCH, **F64).to_numpy()
+    over = PATCH if with_ == "mean" else None
+    expected = [ablate(metric, parts, with_, over=over, baseline=BASELINE) for parts in named.values()]
+    largest = max(np.abs(v - e.evaluate("float64").numpy()).max() for v, e in zip(values, expected, strict=True))
+    assert largest < (1e-11 if with_ == "zero" else 1e-5), "single edits hold their means in float32"
+
+
+def test_a_set_has_parts() -> None:
+    with pytest.raises(DataError, match="name at least one"):
+        of.sets({"none": []})
+
+
+def test_sets_are_read_from_a_list(gpt2: Circuit) -> None:
+    result = sweep(gpt2, ["a0.h0@3 + a2.h1", "m1"], BASELINE, PATCH, **F64)
+    both = activation_patch(gpt2, ["a0.h0@3", "a2.h1"], PATCH, BASELINE).evaluate("float64").numpy()
+    assert list(result.values["variant"].values) == ["a0.h0@3 + a2.h1", "m1"]
+    assert np.abs(result.to_numpy()[0] - both).max() < 1e-12
 
 
 def test_mlp_ablations_leave_the_output_bias(metric: Circuit) -> None:
@@ -197,13 +233,13 @@ def least_memory(metric: Circuit, variants: Variants, **options: Any) -> int:
     return int(str(error.value).split(" bytes")[0].split()[-1].replace(",", ""))
 
 
-def test_parts_that_fit_the_memory_give_the_same(metric: Circuit) -> None:
-    variants = of.edges(metric, "k", positions=None)
+@pytest.mark.parametrize("case", ["edges to k", "sets"])
+def test_parts_that_fit_the_memory_give_the_same(metric: Circuit, case: str) -> None:
+    variants = CASES[case](metric)
     whole = Sweep(metric, variants, BASELINE, PATCH, **F64)
-    least = whole.plan
     needed = least_memory(metric, variants, **F64)
     small = Sweep(metric, variants, BASELINE, PATCH, max_memory=needed, **F64)
-    assert small.portions.prompts == 1 and small.portions.variants < len(least.entries)
+    assert small.portions.prompts == 1 and small.portions.positions < whole.portions.positions
     assert np.nanmax(np.abs(small.run().to_numpy() - whole.run().to_numpy())) < 1e-12
     means = of.heads(metric, with_="mean")
     limits = (None, 2 * needed)
@@ -227,7 +263,7 @@ def test_an_interruption_keeps_what_is_finished(gpt2: Circuit) -> None:
     assert said[0][0] == "variants" and said[0][2] == len(variants) * (LENGTH - 1) // LENGTH
 
 
-@pytest.mark.parametrize("case", ["heads out", "heads k", "direct", "edges to q", "edges to q at the end"])
+@pytest.mark.parametrize("case", ["heads out", "heads k", "direct", "edges to q", "edges to q at the end", "sets"])
 def test_what_is_estimated_is_what_is_done_and_no_more_than_distinct_work(gpt2: Circuit, case: str) -> None:
     variants = CASES[case](gpt2)
     planned = Sweep(gpt2, variants, BASELINE, PATCH)
@@ -235,7 +271,12 @@ def test_what_is_estimated_is_what_is_done_and_no_more_than_distinct_work(gpt2: 
     assert planned.pieces.calls == 0, "nothing runs"
     planned.run()
     assert (planned.pieces.flops, planned.pieces.calls) == (estimate.flops, estimate.calls)
-    patched = [path_patch(gpt2, str(variant), allow_missing=True) for variant in variants.cells.values()]
+    patched = [
+        activation_patch(gpt2, [Site(part.what, part.positions) for part in variant.parts])
+        if variant.also
+        else path_patch(gpt2, str(variant), allow_missing=True)
+        for variant in variants.cells.values()
+    ]
     distinct = compile_many([gpt2, *patched], inputs=["tokens", "labels", PATCH_TOKENS]).cost(ROWS).flops
     assert estimate.flops <= 1.2 * distinct
     assert estimate.seconds > 0 and estimate.weight_bytes > 0
@@ -349,6 +390,12 @@ BAD: dict[str, tuple[type[TapeoutError], str, Any]] = {
     "gathered values, which heads alone read": (MatchError, "receivers are heads", ["a0.h0 -> a1.h1.z"]),
     "keys that are not shared": (MatchError, "use a0.h1.k", ["a0.kv1.k"]),
     "a pattern of zeros": (DataError, "ablate the head's output", [Variant.of("a0.h0.pattern", with_="zero")]),
+    "a part twice in a set": (DataError, "sweep_edits", ["a0.h0 + m0 + a0.h0@2"]),
+    "two reads of one head": (DataError, "sweep_edits", ["a1.h0.k + a1.h0.v"]),
+    "a stream and what is written to it": (DataError, "sweep_edits", ["m0 + a1.input"]),
+    "a path in a set": (DataError, "sweep_edits", ["m0 -> a1.h0.q + a0.h0"]),
+    "one set twice": (DataError, "list each once", ["a0.h0 + m0", "m0 + a0.h0"]),
+    "outside, in a set": (ShapeError, f"positions are 0 to {LENGTH - 1}", [f"m0 + a0.h0@{LENGTH}"]),
     "after the last norm": (MatchError, "patch final.input", ["logits"]),
 }
 
