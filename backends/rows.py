@@ -27,3 +27,10 @@ def joined(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], torch.Tensor):
         return torch.cat(list(parts))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def first_rows(results: Any, rows: int) -> Any:
+    """The results without the rows that were filled up."""
+    if isinstance(results, torch.Tensor):
+        return results[:rows]
+    return tuple(each[:rows] for each in results)

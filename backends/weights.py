@@ -14,6 +14,7 @@ from tapeout.ir.axis_index import Picks, apply_index
 from tapeout.ir.einsum import Axes
 from tapeout.ir.errors import LoweringError
 from tapeout.ir.kernels import Linear
+from tapeout.ir.rearrange import apply_rearrange
 from tapeout.ir.sizes import is_concrete
 
 
@@ -144,7 +145,7 @@ def is_view(node: Circuit) -> bool:
 def _seen(node: Circuit, value: torch.Tensor) -> torch.Tensor:
     """What a node sees of an array's value."""
     for each in reversed(_chain(node)):
-        value = apply_index(value, each.axis_indices) if isinstance(each, Index) else rearranged(each, value)
+        value = apply_index(value, each.axis_indices) if isinstance(each, Index) else apply_rearrange(value, each.spec)
     return value
 
 
@@ -180,28 +181,3 @@ def _picks(node: Index) -> bool:
 
 def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-def rearranged(node: Rearrange, value: torch.Tensor) -> torch.Tensor:
-    """The tensor rearranged as the node says; a view where it can be."""
-    spec = node.spec
-    sizes = [int(size) for size in spec.sizes(tuple(value.shape))]  # type: ignore[arg-type]
-    before = [number for group in spec.input_ints for number in group]
-    after = [number for group in spec.output_ints for number in group]
-    value = value.reshape([sizes[number] for number in before])
-    gone = [i for i, number in enumerate(before) if number not in after]
-    value = value.squeeze(gone) if gone else value
-    left = [number for number in before if number in after]
-    value = value.permute([left.index(number) for number in after if number in left])
-    for i, number in enumerate(after):
-        if number not in left:
-            value = value.unsqueeze(i)
-    value = value.expand([sizes[number] for number in after])
-    return value.reshape([_product(sizes[number] for number in group) for group in spec.output_ints])
-
-
-def _product(sizes: Any) -> int:
-    out = 1
-    for size in sizes:
-        out *= size
-    return out

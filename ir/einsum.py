@@ -13,6 +13,7 @@ from tapeout.ir.circuit import _AUTONAME, Circuit, auto_name
 from tapeout.ir.dtypes import join_dtypes
 from tapeout.ir.errors import ParseError, ShapeError
 from tapeout.ir.index_rules import AxisIndices, Pushed, without_integers
+from tapeout.ir.scalar import Scalar
 from tapeout.ir.sizes import Shape, Size, SizeMismatch, Unifier, format_shape
 
 Axes = tuple[int, ...]
@@ -106,8 +107,6 @@ class Einsum(Circuit):
         node: Circuit, scalar: float, name: str | None = _AUTONAME, scalar_name: str | None = None
     ) -> Einsum:
         """`scalar * node`."""
-        from tapeout.ir.scalar import Scalar
-
         axes = tuple(range(node.rank))
         return Einsum._build((node, Scalar(scalar, (), scalar_name)), (axes, ()), axes, name)
 
@@ -168,6 +167,16 @@ class Einsum(Circuit):
     @property
     def out_axes(self) -> Axes:
         return self.attributes[1]  # type: ignore[no-any-return]
+
+    def without_numbers(self) -> tuple[float, list[tuple[Circuit, Axes]]]:
+        """The product of the operands that are plain numbers (Scalars of shape []), and the other operands."""
+        factor, operands = 1.0, list[tuple[Circuit, Axes]]()
+        for child, axes in self.args:
+            if isinstance(child, Scalar) and not axes:
+                factor *= child.value
+            else:
+                operands.append((child, axes))
+        return factor, operands
 
     def all_input_axes(self) -> list[Axes]:
         return list(self.in_axes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -115,3 +116,12 @@ class Rearrange(Circuit):
 
     def _text(self) -> str:
         return spec_text(self.spec)
+
+
+def apply_rearrange(tensor: torch.Tensor, spec: RearrangeSpec) -> torch.Tensor:
+    """The tensor rearranged; a view where it can be."""
+    steps: Any = spec.steps(tuple(tensor.shape))  # of numbers, as the tensor's shape is
+    out = tensor.reshape(steps.split).permute(steps.order)
+    for axis in steps.new:
+        out = out.unsqueeze(axis)
+    return out.expand(steps.full).reshape(steps.out)

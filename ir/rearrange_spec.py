@@ -187,9 +187,23 @@ class RearrangeSpec:
             raise SizeMismatch
         return tuple(unifier.resolve(size) for size in sizes if size is not None)
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def steps(self, shape: Shape) -> Steps:
+        """What is done to an input of that shape, one operation after the other.
+
+        Raises:
+            SizeMismatch: if it does not fit.
+        """
         sizes = self.sizes(shape)
-        return tuple(multiply(sizes[number] for number in group) for group in self.output_ints)
+        before = [number for group in self.input_ints for number in group]
+        after = [number for group in self.output_ints for number in group]
+        left = [number for number in before if number in after]
+        return Steps(
+            split=tuple(sizes[number] for number in left),
+            order=tuple(left.index(number) for number in after if number in left),
+            new=tuple(i for i, number in enumerate(after) if number not in left),
+            full=tuple(sizes[number] for number in after),
+            out=tuple(multiply(sizes[number] for number in group) for group in self.output_ints),
+        )
 
     def numbered_text(self) -> str:
         """All that the spec holds: letters stand for numbers, and the axes that occur on no side follow `;`."""
@@ -230,6 +244,25 @@ class RearrangeSpec:
             return names[number] if size is None else f"{names[number]}:{size}"
 
         return " ".join(map(word, self.input_ints)) + " -> " + " ".join(map(word, self.output_ints))
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A rearrangement as a reshape, a transpose, new axes, a repeat along them, and a reshape.
+
+    Attributes:
+        split: the shape of elementary axes, without those of size 1 that the output lacks.
+        order: of these axes, as the output has them.
+        new: where the output's own axes stand among the others.
+        full: the shape after the repeat.
+        out: the output's shape.
+    """
+
+    split: Shape
+    order: tuple[int, ...]
+    new: tuple[int, ...]
+    full: Shape
+    out: Shape
 
 
 def entry_of_group(group: tuple[int, ...], entries: Mapping[int, AxisIndex]) -> AxisIndex:

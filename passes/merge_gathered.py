@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, Scalar, postorder
+from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, postorder
 from tapeout.ir.functions import GenIndex
 from tapeout.passes.execution import Origins, Roots, readers_of
 
@@ -83,7 +83,7 @@ def _terms(
             seen.add(node)
             stack += [(coefficient, child) for child in reversed(node.children)]
         elif isinstance(node, Einsum):
-            number, operands = _without_numbers(node)
+            number, operands = node.without_numbers()
             if len(operands) == 1 and operands[0][1] == node.out_axes and _distinct(node.out_axes):
                 stack.append((coefficient * number, operands[0][0]))
             else:
@@ -91,17 +91,6 @@ def _terms(
         else:
             terms.append(_Term(coefficient, node))
     return terms
-
-
-def _without_numbers(node: Einsum) -> tuple[float, list[Operand]]:
-    """The product of the numbers among the operands, and the other operands."""
-    number, operands = 1.0, list[Operand]()
-    for child, axes in node.args:
-        if isinstance(child, Scalar) and child.rank == 0:
-            number *= child.value
-        else:
-            operands.append((child, axes))
-    return number, operands
 
 
 def _distinct(axes: Sequence[int]) -> bool:

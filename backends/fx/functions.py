@@ -48,7 +48,7 @@ def _log_exp_p_1(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
 def _gen_index(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:
     spec: Any = node.spec
     x, index = node.children
-    axis = spec._axis(x.shape, index.shape)
+    axis = spec.axis_of(node)
     if spec.batch_x and spec.batch_index and index.rank:
         return _gather(low, node, args, axis)
     if axis == 0 and x.rank == 2 and index.rank and isinstance(low.weights.value(x), torch.Tensor):

@@ -18,7 +18,9 @@ from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize, format_shape
 
 Args = Sequence[fx.Node]
+KindRule = Callable[["Lowering", Any], fx.Node]
 Rule = Callable[["Lowering", Any, Args], fx.Node]
+"""Of a function, which is given its operands' values."""
 
 
 class Lowering:

@@ -8,41 +8,30 @@ import torch
 from torch import fx
 
 from tapeout.backends.fx.functions import FUNCTION_RULES
-from tapeout.backends.fx.graph import Args, Lowering, Rule
+from tapeout.backends.fx.graph import KindRule, Lowering
 from tapeout.backends.fx.products import einsum
 from tapeout.backends.precision import is_product
-from tapeout.backends.rules import Refused
+from tapeout.backends.rules import COMMON_RULES, function_rule
 from tapeout.ir import (
     Add,
-    Array,
     Circuit,
     Concat,
-    DiscreteVar,
     Einsum,
     GeneralFunction,
     Index,
-    Module,
     Rearrange,
     Scalar,
     Scatter,
-    SetSymbolicShape,
-    Symbol,
-    Tag,
 )
 from tapeout.ir.axis_index import Picks, Span
-from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.kernels import Linear
 
 
-def _scalar(low: Lowering, node: Scalar, _: Args) -> fx.Node:
+def _scalar(low: Lowering, node: Scalar) -> fx.Node:
     return low.filled(node.value, node.shape)
 
 
-def _symbol(low: Lowering, node: Symbol, _: Args) -> fx.Node:
-    raise LoweringError(f"{node!r} is free and no input", hint="name it in `inputs`, or bind it")
-
-
-def _add(low: Lowering, node: Add, _: Args) -> fx.Node:
+def _add(low: Lowering, node: Add) -> fx.Node:
     if not node.children:
         return low.filled(0.0, node.shape)
     ordered = sorted(node.children, key=lambda child: _place(low, node, child))
@@ -60,24 +49,18 @@ def _place(low: Lowering, node: Add, child: Circuit) -> tuple[bool, bool, bool]:
     return isinstance(child, Scalar), child.shape != node.shape, child in low.narrow_nodes
 
 
-def _rearrange(low: Lowering, node: Rearrange, _: Args) -> fx.Node:
-    spec, child = node.spec, node.children[0]
-    sizes = spec.sizes(child.shape)
-    before = [number for group in spec.input_ints for number in group]
-    after = [number for group in spec.output_ints for number in group]
-    left = [number for number in before if number in after]
-    value = low.value(child)
-    value = low.reshape(value, child.shape, tuple(sizes[number] for number in left))
-    value = low.permute(value, [left.index(number) for number in after if number in left])
-    new = [i for i, number in enumerate(after) if number not in left]
-    for i in new:
-        value = low.call(torch.unsqueeze, value, i)
-    if any(sizes[after[i]] != 1 for i in new):
-        value = low.call(torch.broadcast_to, value, tuple(low.size(sizes[number]) for number in after))
-    return low.reshape(value, tuple(sizes[number] for number in after), node.shape)
+def _rearrange(low: Lowering, node: Rearrange) -> fx.Node:
+    have = node.node.shape
+    steps = node.spec.steps(have)
+    value = low.permute(low.reshape(low.value(node.node), have, steps.split), steps.order)
+    for axis in steps.new:
+        value = low.call(torch.unsqueeze, value, axis)
+    if any(steps.full[axis] != 1 for axis in steps.new):
+        value = low.call(torch.broadcast_to, value, tuple(map(low.size, steps.full)))
+    return low.reshape(value, steps.full, steps.out)
 
 
-def _index(low: Lowering, node: Index, _: Args) -> fx.Node:
+def _index(low: Lowering, node: Index) -> fx.Node:
     value = low.value(node.children[0])
     axis = 0
     for item, size in zip(node.axis_indices, node.children[0].shape, strict=True):
@@ -94,11 +77,11 @@ def _index(low: Lowering, node: Index, _: Args) -> fx.Node:
     return value
 
 
-def _concat(low: Lowering, node: Concat, _: Args) -> fx.Node:
+def _concat(low: Lowering, node: Concat) -> fx.Node:
     return low.call(torch.cat, [low.value(child) for child in node.children], node.axis)
 
 
-def _scatter(low: Lowering, node: Scatter, _: Args) -> fx.Node:
+def _scatter(low: Lowering, node: Scatter) -> fx.Node:
     """Zeros joined to the node on both sides for slices; index_copy into zeros for tensors."""
     value = low.value(node.children[0])
     shape = list(node.children[0].shape)
@@ -123,15 +106,8 @@ def _positions(item: int | Span | Picks, size: int) -> torch.Tensor:
     return torch.arange(*item.bounds(size)) if isinstance(item, Span) else torch.tensor([item % size])
 
 
-def _pass_on(low: Lowering, node: Circuit, _: Args) -> fx.Node:
-    return low.value(node.children[0])
-
-
-def _function(low: Lowering, node: GeneralFunction, _: Args) -> fx.Node:
-    spec = node.spec
-    rule = FUNCTION_RULES.get(spec.name) or FUNCTION_RULES.get(type(spec))
-    if rule is None:
-        raise UnsupportedError(f"fx has no rule for the function {spec.name}", hint="add it to FUNCTION_RULES")
+def _function(low: Lowering, node: GeneralFunction) -> fx.Node:
+    spec, rule = node.spec, function_rule(low, FUNCTION_RULES, node)
     operand = low.narrow if is_product(node) else low.value if node in low.narrow_nodes else low.wide
     return rule(low, node, [operand(child) for child in node.children if not _taken_as_tensor(spec, node, child)])
 
@@ -140,10 +116,9 @@ def _taken_as_tensor(spec: object, node: GeneralFunction, child: Circuit) -> boo
     return isinstance(spec, Linear) and child is not node.children[0]
 
 
-RULES: dict[type[Circuit], Rule] = {
-    Array: Refused("an Array is a constant and no call"),
+RULES: dict[type[Circuit], KindRule] = {
+    **COMMON_RULES,
     Scalar: _scalar,
-    Symbol: _symbol,
     Add: _add,
     Einsum: einsum,
     Rearrange: _rearrange,
@@ -151,9 +126,5 @@ RULES: dict[type[Circuit], Rule] = {
     Concat: _concat,
     Scatter: _scatter,
     GeneralFunction: _function,
-    Tag: _pass_on,
-    SetSymbolicShape: _pass_on,
-    Module: Refused("modules are inlined before lowering"),
-    DiscreteVar: Refused("sample random variables first"),
 }
 """For every kind its rule, or why there is none."""

@@ -18,7 +18,7 @@ from torch import fx
 from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples
 from tapeout.backends.inductor.freezing import options
 from tapeout.backends.quiet import without_known_warnings
-from tapeout.backends.rows import filled_up
+from tapeout.backends.rows import filled_up, first_rows
 from tapeout.ir import Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 
@@ -79,9 +79,7 @@ class AotExecutable:
         rows = values[0].shape[0] if values else LEAST_ROWS
         with torch.inference_mode():
             out = self._run(*filled_up([value.detach().contiguous() for value in values], LEAST_ROWS))
-        if rows >= LEAST_ROWS:
-            return out
-        return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
+        return out if rows >= LEAST_ROWS else first_rows(out, rows)
 
     def to(self, device: torch.device) -> AotExecutable:
         """The same, if it is there already.

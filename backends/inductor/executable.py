@@ -15,7 +15,7 @@ from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, LEAST_S
 from tapeout.backends.inductor.freezing import options, packed_bytes
 from tapeout.backends.program import Program
 from tapeout.backends.quiet import without_known_warnings
-from tapeout.backends.rows import filled_up
+from tapeout.backends.rows import filled_up, first_rows
 from tapeout.ir import Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import BATCH
@@ -62,9 +62,7 @@ class InductorExecutable:
         run = self._compiled_for(given)
         with torch.inference_mode():
             out = run(*given)
-        if rows >= LEAST_ROWS:
-            return out
-        return tuple(each[:rows] for each in out) if isinstance(out, tuple) else out[:rows]
+        return out if rows >= LEAST_ROWS else first_rows(out, rows)
 
     def _compiled_for(self, values: Sequence[torch.Tensor]) -> Callable[..., Any]:
         """What computes values of these shapes, compiled where nothing so far does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,41 +10,30 @@ import torch
 from tapeout.backends.onnx.functions import FUNCTION_RULES, NOT_IN_FLOAT64
 from tapeout.backends.onnx.graph import Lowering, Value, broadcast
 from tapeout.backends.onnx.products import einsum
-from tapeout.backends.onnx.rearrange import rearranged
-from tapeout.backends.rules import Refused
+from tapeout.backends.rules import COMMON_RULES, function_rule
 from tapeout.ir import (
     Add,
-    Array,
     Circuit,
     Concat,
-    DiscreteVar,
     Einsum,
     GeneralFunction,
     Index,
-    Module,
     Rearrange,
     Scalar,
     Scatter,
-    SetSymbolicShape,
-    Symbol,
-    Tag,
 )
 from tapeout.ir.axis_index import Picks, Span, positions
-from tapeout.ir.errors import LoweringError, UnsupportedError
+from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.sizes import Size
 
-Rule = Callable[[Lowering, Any, Sequence[Value]], Value]
+Rule = Callable[[Lowering, Any], Value]
 
 
-def _scalar(low: Lowering, node: Scalar, _: object) -> Value:
+def _scalar(low: Lowering, node: Scalar) -> Value:
     return low.number(node.value, low.dtype_of(node), node.shape)
 
 
-def _symbol(low: Lowering, node: Symbol, _: object) -> Value:
-    raise LoweringError(f"{node!r} is free and no input", hint="name it in `inputs`, or bind it")
-
-
-def _add(low: Lowering, node: Add, _: object) -> Value:
+def _add(low: Lowering, node: Add) -> Value:
     kind = low.dtype_of(node)
     others = sorted(
         (child for child in node.children if not isinstance(child, Scalar)), key=lambda child: child.shape != node.shape
@@ -61,11 +50,17 @@ def _add(low: Lowering, node: Add, _: object) -> Value:
     return total
 
 
-def _rearrange(low: Lowering, node: Rearrange, _: object) -> Value:
-    return rearranged(low, low.value(node.node), node.spec)
+def _rearrange(low: Lowering, node: Rearrange) -> Value:
+    """A reshape, a transpose and a reshape, of which what does nothing is left out."""
+    steps = node.spec.steps(node.node.shape)
+    value = low.permute(low.reshape(low.value(node.node), steps.split), steps.order)
+    if any(steps.full[axis] != 1 for axis in steps.new):
+        value = low.reshape(value, tuple(1 if i in steps.new else size for i, size in enumerate(steps.full)))
+        value = low.expand(value, steps.full)
+    return low.reshape(value, steps.out)
 
 
-def _index(low: Lowering, node: Index, _: object) -> Value:
+def _index(low: Lowering, node: Index) -> Value:
     """One slice for all spans, then a gather for every position and list of positions."""
     value = low.value(node.children[0])
     sizes = list(node.children[0].shape)
@@ -92,14 +87,14 @@ def _index(low: Lowering, node: Index, _: object) -> Value:
     return value
 
 
-def _concat(low: Lowering, node: Concat, _: object) -> Value:
+def _concat(low: Lowering, node: Concat) -> Value:
     kind = low.dtype_of(node)
     if len(node.children) == 1:
         return low.value(node.children[0], kind)
     return low.emit("Concat", [low.value(child, kind) for child in node.children], node.shape, axis=node.axis)
 
 
-def _scatter(low: Lowering, node: Scatter, _: object) -> Value:
+def _scatter(low: Lowering, node: Scatter) -> Value:
     """Zeros around slices and positions by one pad; for lists of positions one zero, which is gathered elsewhere."""
     kind = low.dtype_of(node)
     value = low.value(node.children[0], kind)
@@ -132,15 +127,8 @@ def _scatter(low: Lowering, node: Scatter, _: object) -> Value:
     return value
 
 
-def _pass_on(low: Lowering, node: Circuit, _: object) -> Value:
-    return low.value(node.children[0])
-
-
-def _function(low: Lowering, node: GeneralFunction, _: object) -> Value:
-    spec = node.spec
-    rule = FUNCTION_RULES.get(spec.name) or FUNCTION_RULES.get(type(spec))
-    if rule is None:
-        raise UnsupportedError(f"onnx has no rule for the function {spec.name}", hint="add it to FUNCTION_RULES")
+def _function(low: Lowering, node: GeneralFunction) -> Value:
+    spec, rule = node.spec, function_rule(low, FUNCTION_RULES, node)
     if spec.name in NOT_IN_FLOAT64 and low.dtype is torch.float64:
         raise UnsupportedError(
             f"onnx cannot lower {node!r} in float64: ONNX Runtime has no {NOT_IN_FLOAT64[spec.name]} of it",
@@ -149,10 +137,9 @@ def _function(low: Lowering, node: GeneralFunction, _: object) -> Value:
     return rule(low, node)
 
 
-RULES: dict[type[Circuit], Rule | Refused] = {
-    Array: Refused("an Array is a constant and no call"),
+RULES: dict[type[Circuit], Rule] = {
+    **COMMON_RULES,
     Scalar: _scalar,
-    Symbol: _symbol,
     Add: _add,
     Einsum: einsum,
     Rearrange: _rearrange,
@@ -160,9 +147,5 @@ RULES: dict[type[Circuit], Rule | Refused] = {
     Concat: _concat,
     Scatter: _scatter,
     GeneralFunction: _function,
-    Tag: _pass_on,
-    SetSymbolicShape: _pass_on,
-    Module: Refused("modules are inlined before lowering"),
-    DiscreteVar: Refused("sample random variables first"),
 }
 """For every kind its rule, or why there is none."""

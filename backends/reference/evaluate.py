@@ -44,6 +44,7 @@ from tapeout.ir.errors import (
 )
 from tapeout.ir.functions import Cast, GenIndex
 from tapeout.ir.methods import set_evaluator
+from tapeout.ir.rearrange import apply_rearrange
 from tapeout.ir.sizes import format_shape, is_concrete
 
 Tensors = Sequence[torch.Tensor]
@@ -76,21 +77,8 @@ def _add(node: Add, tensors: Tensors, context: Context) -> torch.Tensor:
 
 
 def _rearrange(node: Rearrange, tensors: Tensors, _: Context) -> torch.Tensor:
-    spec, tensor, shape = node.spec, tensors[0], _concrete(node)
-    sizes = [int(size) for size in spec.sizes(tuple(tensor.shape))]  # type: ignore[arg-type]
-    elementary = [number for group in spec.input_ints for number in group]
-    flat = tensor.reshape([sizes[number] for number in elementary])
-    kept = [number for group in spec.output_ints for number in group]
-    present = [number for number in kept if number in elementary]
-    gone = [i for i, number in enumerate(elementary) if number not in kept]
-    flat = flat.squeeze(gone) if gone else flat
-    order = [number for number in elementary if number in kept]
-    flat = flat.permute([order.index(number) for number in present])
-    for i, number in enumerate(kept):
-        if number not in elementary:
-            flat = flat.unsqueeze(i)
-    flat = flat.expand([sizes[number] for number in kept])
-    return flat.reshape(shape)
+    _concrete(node)
+    return apply_rearrange(tensors[0], node.spec)
 
 
 def _index(node: Index, tensors: Tensors, _: Context) -> torch.Tensor:

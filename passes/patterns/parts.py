@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tapeout.ir import Array, Circuit, Einsum, GeneralFunction, Scalar
+from tapeout.ir import Array, Circuit, Einsum, GeneralFunction
 from tapeout.ir.einsum import Axes
 from tapeout.ir.functions import FUNCTIONS, Function
 
@@ -29,13 +29,7 @@ class Product:
 def as_product(node: Circuit) -> Product | None:
     if not isinstance(node, Einsum):
         return None
-    factor = 1.0
-    operands = []
-    for child, axes in node.args:
-        if isinstance(child, Scalar) and not axes:
-            factor *= child.value
-        else:
-            operands.append((child, axes))
+    factor, operands = node.without_numbers()
     return Product(tuple(operands), factor, node.out_axes)
 
 
