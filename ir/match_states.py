@@ -7,7 +7,7 @@ has done by (node, state).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,11 @@ class State(Protocol):
 
 Next = State | None | tuple[State | None, ...]
 """The state for all children, one each, or None: nothing below matches."""
+
+
+def per_child(node: Circuit, following: Next) -> tuple[State | None, ...]:
+    """The state for each child of the node."""
+    return following if isinstance(following, tuple) else (following,) * len(node.children)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +103,8 @@ def _per_child(node: Circuit, heads: list[tuple[Next, tuple[State, ...]]]) -> Ne
     if not any(isinstance(head, tuple) for head, _ in heads):
         return Chains(frozenset((head, *tail) for head, tail in heads))  # type: ignore[arg-type]
     out = list[State | None]()
-    for i in range(len(node.children)):
-        mine = [((head[i] if isinstance(head, tuple) else head), tail) for head, tail in heads]
-        alive = frozenset((head, *tail) for head, tail in mine if head is not None)
+    for states in zip(*(per_child(node, head) for head, _ in heads), strict=True):
+        alive = frozenset((head, *tail) for head, (_, tail) in zip(states, heads, strict=True) if head is not None)
         out.append(Chains(alive) if alive else None)
     return tuple(out)
 
@@ -130,14 +134,13 @@ class AllOf:
 
 
 def _combine(node: Circuit, nexts: list[Next], make: Callable[[tuple[State, ...]], State], drop_ended: bool) -> Next:
-    def join(states: list[State | None]) -> State | None:
+    def join(states: Sequence[State | None]) -> State | None:
         alive = tuple(state for state in states if state is not None)
         return make(alive) if alive and (drop_ended or len(alive) == len(states)) else None
 
     if not any(isinstance(following, tuple) for following in nexts):
         return join(nexts)  # type: ignore[arg-type]
-    count = len(node.children)
-    return tuple(join([n[i] if isinstance(n, tuple) else n for n in nexts]) for i in range(count))
+    return tuple(map(join, zip(*(per_child(node, following) for following in nexts), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +154,10 @@ class ChildrenOf:
     def step(self, node: Circuit) -> tuple[bool, Next]:
         found, following = (False, None) if self.inner is None else self.inner.step(node)
         picks = self.choose(node) if found else frozenset()
-        below = list[State | None]()
-        for i in range(len(node.children)):
-            state = following[i] if isinstance(following, tuple) else following
-            picked = i in picks
-            below.append(ChildrenOf(state, self.choose, picked) if state is not None or picked else None)
-        return self.chosen, tuple(below)
+        return self.chosen, tuple(
+            ChildrenOf(state, self.choose, i in picks) if state is not None or i in picks else None
+            for i, state in enumerate(per_child(node, following))
+        )
 
     def possible(self, can: Possible) -> bool:
         return self.chosen or (self.inner is not None and self.inner.possible(can))
@@ -179,8 +180,7 @@ class OutsideSpecs:
         below = _map_next(following, OutsideSpecs)
         if not isinstance(node, Module):
             return found, below
-        arguments = below[1:] if isinstance(below, tuple) else (below,) * len(node.nodes)
-        return found, (None, *arguments)
+        return found, (None, *per_child(node, below)[1:])
 
     def possible(self, can: Possible) -> bool:
         return self.inner.possible(can)

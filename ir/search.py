@@ -9,7 +9,7 @@ from tapeout.ir.errors import MatchError, TypeMismatchError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn
 from tapeout.ir.labels import labels, names_in
-from tapeout.ir.match_states import Possible, State, atoms
+from tapeout.ir.match_states import Next, Possible, State, atoms, per_child
 from tapeout.ir.matcher import Matcher
 from tapeout.ir.module import Module
 from tapeout.ir.symbol import Symbol
@@ -54,10 +54,13 @@ def _visit(root: Circuit, matcher: IterativeMatcher) -> Iterator[Circuit]:
         found, following = state.step(node)
         if found:
             yield node
-        for i, child in enumerate(node.children):
-            below = following[i] if isinstance(following, tuple) else following
-            if below is not None:
-                stack.append((child, below))
+        stack += _going_on(node, following)
+
+
+def _going_on(node: Circuit, following: Next) -> Iterator[tuple[Circuit, State]]:
+    """The children at which paths go on, with their states."""
+    states = zip(node.children, per_child(node, following), strict=True)
+    return ((child, state) for child, state in states if state is not None)
 
 
 def _visit_plain(root: Circuit, matcher: Matcher) -> Iterator[Circuit]:
@@ -170,11 +173,10 @@ def get_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit, li
         found, following = state.step(node)
         if found and node not in out:
             out[node] = _trace(item, came_from)
-        for i, child in enumerate(node.children):
-            below = following[i] if isinstance(following, tuple) else following
-            if below is not None and (child, below) not in came_from:
-                came_from[child, below] = item
-                stack.append((child, below))
+        for below in _going_on(node, following):
+            if below not in came_from:
+                came_from[below] = item
+                stack.append(below)
     return out
 
 
@@ -202,10 +204,7 @@ def get_all_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> dict[Circuit
         path = (node, *above)
         if found:
             out.setdefault(node, []).append(list(path))
-        for i, child in enumerate(node.children):
-            below = following[i] if isinstance(following, tuple) else following
-            if below is not None:
-                stack.append((child, below, path))
+        stack += ((child, below, path) for child, below in _going_on(node, following))
     return out
 
 
@@ -226,8 +225,7 @@ def get_all_circuits_in_paths(circuit: Circuit, matcher: IterativeMatcherIn) -> 
             leads[item] = False
             continue
         found, following = state.step(node)
-        states = following if isinstance(following, tuple) else (following,) * len(node.children)
-        below = [(child, state) for child, state in zip(node.children, states, strict=True) if state is not None]
+        below = list(_going_on(node, following))
         pending = [pair for pair in below if pair not in leads]
         if pending:
             stack.extend(reversed(pending))
@@ -354,10 +352,7 @@ def _update_iterative(root: Circuit, matcher: IterativeMatcher, transform: Trans
             stack.pop()
             continue
         found, following = state.step(node)
-        below = [
-            (child, following[i] if isinstance(following, tuple) else following)
-            for i, child in enumerate(node.children)
-        ]
+        below = list(zip(node.children, per_child(node, following), strict=True))
         pending = [pair for pair in below if pair not in memo]
         if pending:
             stack += pending

@@ -18,7 +18,7 @@ from tapeout.ir.circuit import Circuit, postorder
 from tapeout.ir.einsum import Einsum, write_axes
 from tapeout.ir.index import Index
 from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn, new_traversal
-from tapeout.ir.match_states import State
+from tapeout.ir.match_states import State, per_child
 from tapeout.ir.module import Module, ModuleArgSpec
 from tapeout.ir.print_options import PrintOptions, colored
 from tapeout.ir.quote import quote
@@ -123,10 +123,10 @@ def places(roots: tuple[Circuit, ...], traversal: IterativeMatcherIn = None) -> 
         above, own = place.stem
         if place.parent is not None and place.depth <= DEEPEST_INDENT:
             above += "│ " if own.startswith("├") else "  "
+        states = per_child(node, following)
         for i in reversed(range(len(node.children))):
-            state = following[i] if isinstance(following, tuple) else following
             own = "└‣" if i == len(node.children) - 1 else "├‣"
-            stack.append(Place(node.children[i], place.depth + 1, node, i, (above, own), state))
+            stack.append(Place(node.children[i], place.depth + 1, node, i, (above, own), states[i]))
 
 
 class _Printer:
