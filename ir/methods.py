@@ -172,10 +172,8 @@ class CircuitMethods:
 
         node = self._self
         gone = _axes(axes, node.rank, node)
-        kept = iter(range(node.rank - len(gone)))
-        inputs = tuple(() if axis in gone else (next(kept),) for axis in range(node.rank))
-        outputs = tuple(group for group in inputs if group)
-        spec = RearrangeSpec(inputs, outputs, (None,) * len(outputs))
+        kept = [axis for axis in range(node.rank) if axis not in gone]
+        spec = RearrangeSpec.between([None if axis in gone else axis for axis in range(node.rank)], kept)
         return Rearrange(node, spec, _automatic() if name is None else name)
 
     def flatten(self, name: str | None = None) -> Rearrange:

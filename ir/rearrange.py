@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -116,6 +116,11 @@ class Rearrange(Circuit):
 
     def _text(self) -> str:
         return spec_text(self.spec)
+
+
+def arranged(node: Circuit, have: Sequence[int | None], want: Sequence[int | None]) -> Circuit:
+    """The node without a name, from axes called `have` to the order `want`; see `RearrangeSpec.between`."""
+    return node if tuple(have) == tuple(want) else Rearrange(node, RearrangeSpec.between(have, want), name=None)
 
 
 def apply_rearrange(tensor: torch.Tensor, spec: RearrangeSpec) -> torch.Tensor:

@@ -67,6 +67,13 @@ class RearrangeSpec:
     new_permute = permute
 
     @staticmethod
+    def between(have: Sequence[int | None], want: Sequence[int | None]) -> RearrangeSpec:
+        """From axes called `have` to the order `want`; None is an axis of size 1 that goes away, or comes."""
+        numbers = {axis: i for i, axis in enumerate(axis for axis in have if axis is not None)}
+        inputs, outputs = (tuple(() if axis is None else (numbers[axis],) for axis in side) for side in (have, want))
+        return RearrangeSpec(inputs, outputs, (None,) * len(numbers))
+
+    @staticmethod
     def ident(rank: int) -> RearrangeSpec:
         return RearrangeSpec.permute(range(rank))
 
@@ -117,6 +124,16 @@ class RearrangeSpec:
         """Repeats along new axes of these sizes in front."""
         return RearrangeSpec.expand_at_axes(old_rank, range(len(shape)), shape)
 
+    def numbered(self) -> RearrangeSpec:
+        """The same with the elementary axes numbered as they occur, without those that occur on no side."""
+        order = dict.fromkeys(number for group in self.input_ints + self.output_ints for number in group)
+        numbers = {number: i for i, number in enumerate(order)}
+        inputs, outputs = (
+            tuple(tuple(numbers[number] for number in group) for group in side)
+            for side in (self.input_ints, self.output_ints)
+        )
+        return RearrangeSpec(inputs, outputs, tuple(self.int_sizes[number] for number in order))
+
     def has_repeats(self) -> bool:
         """Whether an elementary axis occurs more than once on one side; in a valid spec none does."""
         sides = ([n for group in groups for n in group] for groups in (self.input_ints, self.output_ints))
@@ -155,11 +172,8 @@ class RearrangeSpec:
         outputs = without_integers(self.output_ints, index)
         inputs = tuple(group for group in self.input_ints if not isinstance(entry_of_group(group, entries), int))
         read = {number for group in inputs for number in group}
-        order = dict.fromkeys(number for group in inputs + outputs for number in group)
-        numbers = {number: i for i, number in enumerate(order)}
-        sizes = tuple(_indexed_part(self.int_sizes[n], entries.get(n, FULL), n in read) for n in order)
-        renumbered = [tuple(tuple(numbers[n] for n in group) for group in side) for side in (inputs, outputs)]
-        return RearrangeSpec(renumbered[0], renumbered[1], sizes)
+        sizes = tuple(_indexed_part(size, entries.get(n, FULL), n in read) for n, size in enumerate(self.int_sizes))
+        return RearrangeSpec(inputs, outputs, sizes).numbered()
 
     def sizes(self, shape: Shape) -> tuple[Size, ...]:
         """The size of every elementary axis for an input of that shape.

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, Rearrange, RearrangeSpec, Scalar, postorder
+from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, Scalar, postorder
 from tapeout.ir.functions import Cast, Elementwise, GenIndex
+from tapeout.ir.rearrange import arranged
 from tapeout.ir.sizes import Size
 from tapeout.ir.trampoline import memoised
 from tapeout.passes.base import register
@@ -289,10 +290,4 @@ def _arranged(node: Circuit, layout: Sequence[int | None]) -> Circuit:
     """
     while layout and layout[0] is None:
         layout = layout[1:]
-    if tuple(layout) == tuple(range(node.rank)):
-        return node
-    kept = sorted(axis for axis in layout if axis is not None)
-    number = {axis: i for i, axis in enumerate(kept)}
-    inputs = tuple((number[axis],) if axis in number else () for axis in range(node.rank))
-    outputs = tuple(() if axis is None else (number[axis],) for axis in layout)
-    return Rearrange(node, RearrangeSpec(inputs, outputs, (None,) * len(kept)), name=None)
+    return arranged(node, [axis if axis in layout else None for axis in range(node.rank)], layout)

@@ -10,7 +10,7 @@ import torch
 from tapeout.ir import Add, Array, Circuit, Einsum, Rearrange, RearrangeSpec, Scalar
 from tapeout.ir.einsum import Axes
 from tapeout.ir.kernels import Attention
-from tapeout.ir.rearrange_spec import Groups
+from tapeout.ir.rearrange import arranged
 from tapeout.ir.sizes import Size
 from tapeout.passes.patterns.parts import as_product, function, is_function, is_weight
 
@@ -135,13 +135,13 @@ def _as_attention(scores: _Scores, probs_axes: Axes, v: Circuit, v_axes: Axes, o
         return None
     one: list[int | None] = [None]
     alone = one if heads or _is_one_head(scores, batch, key, c) else []  # kernels want an axis of heads
-    q = _arranged(scores.q, scores.q_axes, [*batch, *(heads or alone), *(query or one), c])
-    k = _arranged(scores.k, scores.k_axes, [*batch, *alone, key, c])
-    values = _arranged(v, v_axes, [*out_batch, *alone, *out_key, *value_only])
+    q = arranged(scores.q, scores.q_axes, [*batch, *(heads or alone), *(query or one), c])
+    k = arranged(scores.k, scores.k_axes, [*batch, *alone, key, c])
+    values = arranged(v, v_axes, [*out_batch, *alone, *out_key, *value_only])
     causal, mask = _mask_of(scores.allowed, has_query=bool(query))
     k, values = _once_a_group(k, values)
     node = function(Attention(scores.scale, causal), q, k, values, *mask)
-    return _arranged(node, [*out_batch, *(out_heads or alone), *(out_query or one), *value_only], list(out))
+    return arranged(node, [*out_batch, *(out_heads or alone), *(out_query or one), *value_only], list(out))
 
 
 def _sharing(scores: _Scores, query: Sequence[int]) -> list[int]:
@@ -153,7 +153,7 @@ def _sharing(scores: _Scores, query: Sequence[int]) -> list[int]:
 
 def _is_one_head(scores: _Scores, batch: Sequence[int], key: int, c: int) -> bool:
     """Whether the axes that queries and keys share are rows of the data alone."""
-    _, repeats = _unrepeated(_arranged(scores.k, scores.k_axes, [*batch, key, c]))
+    _, repeats = _unrepeated(arranged(scores.k, scores.k_axes, [*batch, key, c]))
     of_weights = any(_comes_from_weight(scores.q, scores.q_axes.index(axis)) for axis in batch)
     return bool(batch) and repeats == 1 and not of_weights
 
@@ -175,15 +175,8 @@ def _unrepeated(node: Circuit) -> tuple[Circuit, Size]:
     if len(new) != 1 or len(heads) < 2 or heads[-1] != new[0]:
         return node, 1
     once = (*spec.output_ints[:-3], heads[:-1], *spec.output_ints[-2:])
-    return _renumbered(node.node, spec.input_ints, once, spec.int_sizes), sizes[new[0]]
-
-
-def _renumbered(node: Circuit, inputs: Groups, outputs: Groups, sizes: Sequence[Size | None]) -> Circuit:
-    """The node rearranged, with the elementary axes numbered anew."""
-    used = [number for group in inputs for number in group]
-    groups = [tuple(tuple(used.index(number) for number in group) for group in side) for side in (inputs, outputs)]
-    spec = RearrangeSpec(groups[0], groups[1], tuple(sizes[number] for number in used))
-    return node if spec.is_identity() else Rearrange(node, spec, name=None)
+    small = RearrangeSpec(spec.input_ints, once, spec.int_sizes).numbered()
+    return node.node if small.is_identity() else Rearrange(node.node, small, name=None), sizes[new[0]]
 
 
 def _comes_from_weight(node: Circuit, axis: int) -> bool:
@@ -215,13 +208,3 @@ def _mask_of(allowed: torch.Tensor | None, has_query: bool) -> tuple[bool, list[
         return True, []
     grid = allowed if allowed.ndim == 2 else allowed[None]
     return False, [Array(grid.to(torch.float32))]
-
-
-def _arranged(node: Circuit, have: list[int | None] | Axes, want: list[int | None] | Axes) -> Circuit:
-    """The node's axes `have` in the order `want`; None stands for an axis of size 1 that comes or goes."""
-    if list(have) == list(want):
-        return node
-    ints = {axis: i for i, axis in enumerate(axis for axis in have if axis is not None)}
-    inputs = tuple(() if axis is None else (ints[axis],) for axis in have)
-    outputs = tuple(() if axis is None else (ints[axis],) for axis in want)
-    return Rearrange(node, RearrangeSpec(inputs, outputs, (None,) * len(ints)), name=None)

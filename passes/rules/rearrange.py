@@ -7,9 +7,8 @@ from functools import lru_cache
 from itertools import pairwise
 
 from tapeout.ir import Circuit, Rearrange, RearrangeSpec, Scalar
+from tapeout.ir.rearrange_spec import Groups
 from tapeout.ir.sizes import UNKNOWN, Shape, Size, SymbolicSize, divide, multiply
-
-_Groups = tuple[tuple[int, ...], ...]
 
 
 def rearrange_of_scalar(node: Rearrange) -> Circuit | None:
@@ -57,11 +56,11 @@ def canonical_spec(spec: RearrangeSpec, shape: Shape) -> RearrangeSpec | None:
     )
 
 
-def _without_ones(groups: _Groups, sizes: Sequence[Size]) -> _Groups:
+def _without_ones(groups: Groups, sizes: Sequence[Size]) -> Groups:
     return tuple(tuple(number for number in group if sizes[number] != 1) for group in groups)
 
 
-def _runs(inputs: _Groups, outputs: _Groups) -> dict[int, list[int]]:
+def _runs(inputs: Groups, outputs: Groups) -> dict[int, list[int]]:
     """Elementary axes that are neighbours wherever they are, in one list each, by the first of them."""
     after = dict(pair for group in inputs for pair in pairwise(group))
     read = {number for group in inputs for number in group}
@@ -78,20 +77,15 @@ def _runs(inputs: _Groups, outputs: _Groups) -> dict[int, list[int]]:
     return runs
 
 
-def _numbered(inputs: _Groups, outputs: _Groups, sizes: dict[int, Size]) -> RearrangeSpec:
+def _numbered(inputs: Groups, outputs: Groups, sizes: dict[int, Size]) -> RearrangeSpec:
     """The spec with axes numbered as they occur, and sizes where the input's shape does not tell them."""
-    order = dict.fromkeys(number for group in inputs + outputs for number in group)
-    numbers = {number: i for i, number in enumerate(order)}
     told = {group[0] for group in inputs if len(group) == 1}
     for group in inputs:
         symbolic = [number for number in group if isinstance(sizes[number], SymbolicSize)]
         if len(symbolic) == 1:
             told.add(symbolic[0])
-    return RearrangeSpec(
-        tuple(tuple(numbers[number] for number in group) for group in inputs),
-        tuple(tuple(numbers[number] for number in group) for group in outputs),
-        tuple(None if number in told else sizes[number] for number in order),
-    )
+    open_sizes = (None if number in told else sizes.get(number) for number in range(max(sizes, default=-1) + 1))
+    return RearrangeSpec(inputs, outputs, tuple(open_sizes)).numbered()
 
 
 @lru_cache(maxsize=4096)
@@ -147,7 +141,7 @@ def _split_alike(
     return not lefts and not rights
 
 
-def _spelt(groups: _Groups, parts: dict[int, list[int]]) -> _Groups:
+def _spelt(groups: Groups, parts: dict[int, list[int]]) -> Groups:
     return tuple(tuple(piece for number in group for piece in parts.get(number, ())) for group in groups)
 
 
