@@ -10,17 +10,21 @@ The plan is made from the tokens alone. No value is computed here: every call co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from tapeout.ir import Add, Array, Circuit, GeneralFunction, Index, Rearrange, RearrangeSpec, postorder
+from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, Index, Rearrange, RearrangeSpec, postorder
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.functions import Elementwise, GenIndex
 from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
-from tapeout.ir.rearrange_spec import Groups
+from tapeout.ir.rearrange import arranged
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
+
+T = TypeVar("T")
 
 _WORTH = 0.95  # shared rows must be at most this part of all rows
 
@@ -88,25 +92,40 @@ def _bound_tokens(roots: Roots) -> list[Array]:
     return [node for node in found if isinstance(node, Array) and node.rank == 2 and node.torch_dtype is torch.int64]
 
 
+class _Packed(NamedTuple):
+    """A node over prefixes.
+
+    Attributes:
+        node: the node; the axis of prefixes comes first, then the others in their order.
+        rows: which axis of the node over dense rows was that of rows.
+        positions: likewise of positions.
+    """
+
+    node: Circuit
+    rows: int
+    positions: int
+
+
 class _Sharing:
-    """One rewrite. `packed[node]` holds, for a node [..rows, .., positions, ..], the same over prefixes only,
-    and which of the node's axes were rows and positions; the prefix axis comes first."""
+    """One rewrite.
+
+    Attributes:
+        packed: for nodes [..rows, .., positions, ..] that are computed once a prefix, these.
+        dense: the others, and what of the packed ones is needed over dense rows.
+    """
 
     def __init__(self, tokens: Array, prefixes: _Prefixes, origins: Origins) -> None:
         self.tokens, self.prefixes, self.origins = tokens, prefixes, origins
         self.rows, self.length = prefixes.number.shape
-        self.packed: dict[Circuit, tuple[Circuit, int, int]] = {}
+        self.packed: dict[Circuit, _Packed] = {}
         self.dense: dict[Circuit, Circuit] = {}
 
     def run(self, roots: Roots) -> Roots:
         for node in postorder(*roots):
             packed = self._pack(node)
             if packed is not None:
-                self.origins.hand_on(packed[0], node)
+                self.origins.hand_on(packed.node, node)
                 self.packed[node] = packed
-            elif not any(child in self.packed for child in node.children):
-                children = tuple(self.dense[child] for child in node.children)
-                self.dense[node] = self.origins.hand_on(node.with_children(children), node)
             else:
                 self.dense[node] = self.origins.hand_on(self._leave(node), node)
         return tuple(self._densely(root) for root in roots)
@@ -116,133 +135,111 @@ class _Sharing:
     def _densely(self, node: Circuit) -> Circuit:
         """The node over dense rows."""
         if node not in self.dense:
-            packed, row_axis, position_axis = self.packed[node]
-            flat = Index(packed, (self.prefixes.number.reshape(-1), *[FULL] * (packed.rank - 1)), name=None)
+            packed, rows, positions = self.packed[node]
+            flat = Index(packed, (self.prefixes.number.reshape(-1),), name=None)
             split = RearrangeSpec.unflatten_axis(packed.rank, 0, (self.rows, self.length))
-            rest = [axis for axis in range(node.rank) if axis not in (row_axis, position_axis)]
-            order = [row_axis, position_axis, *rest]
-            back = RearrangeSpec.permute([order.index(axis) for axis in range(node.rank)])
             dense: Circuit = Rearrange(flat, split, name=None)
-            self.dense[node] = dense if back.is_identity() else Rearrange(dense, back, name=None)
+            rest = [axis for axis in range(node.rank) if axis not in (rows, positions)]
+            self.dense[node] = arranged(dense, [rows, positions, *rest], range(node.rank))
             self.origins.hand_on(self.dense[node], node)
         return self.dense[node]
 
     def _leave(self, node: Circuit) -> Circuit:
-        """A node that cannot be packed over dense children; one position of packed rows is picked without them."""
-        if isinstance(node, Index) and node.children[0] in self.packed:
-            picked = self._pick_position(node)
-            if picked is not None:
-                return picked
+        """A node that is not packed, over dense children; one position of packed rows is picked without them."""
+        if isinstance(node, Index) and node.node in self.packed:
+            packed, rows, positions = self.packed[node.node]
+            index = node.axis_indices
+            position = index[positions]
+            if (rows, positions) == (0, 1) and isinstance(position, int) and index[0] == FULL:
+                return Index(packed, (self.prefixes.number[:, position], *index[2:]), name=None)
         return node.with_children(tuple(self._densely(child) for child in node.children))
-
-    def _pick_position(self, node: Index) -> Circuit | None:
-        packed, row_axis, position_axis = self.packed[node.children[0]]
-        index = node.axis_indices
-        position = index[position_axis]
-        if row_axis != 0 or position_axis != 1 or not isinstance(position, int) or index[0] != FULL:
-            return None
-        where = self.prefixes.number[:, position]
-        return Index(packed, (where, *index[2:]), name=None)
 
     # -- packing
 
-    def _pack(self, node: Circuit) -> tuple[Circuit, int, int] | None:
-        if isinstance(node, GeneralFunction):
-            return self._pack_function(node)
+    def _pack(self, node: Circuit) -> _Packed | None:
+        """The node over prefixes; None if it must be computed over dense rows."""
+        if isinstance(node, GeneralFunction) and isinstance(node.spec, GenIndex):
+            return self._pack_tokens(node, node.spec)
         if not any(child in self.packed for child in node.children):
             return None
-        if isinstance(node, Add):
-            return self._pack_broadcast(node)
-        if isinstance(node, Rearrange):
-            return self._pack_permute(node)
-        return self._pack_product(node) if node.kind == "Einsum" else None
+        rule = _RULES.get(type(node.spec) if isinstance(node, GeneralFunction) else type(node))
+        return None if rule is None else rule(self, node)
 
-    def _pack_function(self, node: GeneralFunction) -> tuple[Circuit, int, int] | None:
-        spec = node.spec
-        if isinstance(spec, GenIndex):
-            table, index = node.children
-            if (
-                index is not self.tokens
-                or spec.batch_x
-                or not spec.batch_index
-                or spec.index_dim != 0
-                or table in self.packed
-            ):
-                return None
-            distinct = Array(self.tokens.value.reshape(-1)[self.prefixes.place.to(self.tokens.value.device)])
-            return GeneralFunction(table, distinct, spec=spec, name=None), 0, 1
-        if not any(child in self.packed for child in node.children):
+    def _pack_tokens(self, node: GeneralFunction, spec: GenIndex) -> _Packed | None:
+        """Rows of a table looked up by the tokens."""
+        table, index = node.children
+        in_order = spec.batch_index and not spec.batch_x and spec.index_dim == 0
+        if index is not self.tokens or not in_order or table in self.packed:
             return None
-        if isinstance(spec, Attention):
-            return self._pack_attention(node, spec)
-        first = self.packed.get(node.children[0])
-        if first is None or any(child in self.packed for child in node.children[1:]):
-            return None
-        packed, row_axis, position_axis = first
-        if isinstance(spec, Rotary):
-            return self._pack_rotary(node, packed, row_axis, position_axis)
-        if isinstance(spec, Linear):
-            return self._pack_linear(node, spec, packed, row_axis, position_axis)
-        on_last = isinstance(spec, LayerNorm | RMSNorm) or spec.name in ("softmax", "log_softmax", "rotate_half")
-        if (isinstance(spec, Elementwise) or on_last) and not (on_last and node.rank - 1 in (row_axis, position_axis)):
-            rest = tuple(self.dense[child] for child in node.children[1:])
-            return GeneralFunction(packed, *rest, spec=spec, name=None), row_axis, position_axis
-        return None
+        distinct = Array(self.tokens.value.reshape(-1)[self.prefixes.place.to(self.tokens.value.device)])
+        return _Packed(GeneralFunction(table, distinct, spec=spec, name=None), 0, 1)
 
-    def _pack_linear(
-        self, node: GeneralFunction, spec: Linear, packed: Circuit, row_axis: int, position_axis: int
-    ) -> tuple[Circuit, int, int] | None:
-        rows, positions = spec.x_axes[row_axis], spec.x_axes[position_axis]
+    def _packed_first(self, node: Circuit) -> _Packed | None:
+        """The first child over prefixes, if that is packed and no other child is."""
+        first, *others = node.children
+        return None if any(child in self.packed for child in others) else self.packed.get(first)
+
+    def _pack_function(self, node: GeneralFunction) -> _Packed | None:
+        """A function of single entries, or along a last axis that is neither that of rows nor of positions."""
+        spec, first = node.spec, self._packed_first(node)
+        single = isinstance(spec, Elementwise) and not spec.acts_on_last
+        if first is None or (not single and node.rank - 1 in first[1:]):
+            return None
+        rest = (self.dense[child] for child in node.children[1:])
+        return first._replace(node=GeneralFunction(first.node, *rest, spec=spec, name=None))
+
+    def _pack_linear(self, node: GeneralFunction) -> _Packed | None:
+        spec: Any = node.spec
+        first = self._packed_first(node)
+        if first is None:
+            return None
+        rows, positions = spec.x_axes[first.rows], spec.x_axes[first.positions]
         if rows not in spec.out_axes or positions not in spec.out_axes:
             return None
-        x_axes = (rows, *(axis for axis in spec.x_axes if axis not in (rows, positions)))
-        out = (rows, *(axis for axis in spec.out_axes if axis not in (rows, positions)))
-        weights = tuple(self.dense[child] for child in node.children[1:])
-        new = GeneralFunction(packed, *weights, spec=Linear(x_axes, spec.weight_axes, spec.bias_axes, out), name=None)
-        return new, spec.out_axes.index(rows), spec.out_axes.index(positions)
+        x_axes, out = (_over_prefixes(axes, rows, positions) for axes in (spec.x_axes, spec.out_axes))
+        weights = (self.dense[child] for child in node.children[1:])
+        small = Linear(x_axes, spec.weight_axes, spec.bias_axes, out)
+        new = GeneralFunction(first.node, *weights, spec=small, name=None)
+        return _Packed(new, spec.out_axes.index(rows), spec.out_axes.index(positions))
 
-    def _pack_rotary(
-        self, node: GeneralFunction, packed: Circuit, row_axis: int, position_axis: int
-    ) -> tuple[Circuit, int, int] | None:
-        tables = []
-        for table in node.children[1:]:
-            row, position = (axis - (node.rank - table.rank) for axis in (row_axis, position_axis))
-            if row >= 0 or position > 0 or node.rank - 1 in (row_axis, position_axis):
-                return None
-            table = self.dense[table]
-            if position == 0:
-                picked = Index(table, (self.prefixes.position, *[FULL] * (table.rank - 1)), name=None)
-                table = picked.unsqueeze(range(1, 1 + packed.rank - table.rank)).rename(None)
-            tables.append(table)
-        return GeneralFunction(packed, *tables, spec=node.spec, name=None), row_axis, position_axis
-
-    def _pack_broadcast(self, node: Add) -> tuple[Circuit, int, int] | None:
-        """A sum: packed summands stay packed, others have no rows and give their entry at each prefix's position."""
-        places = {self._aligned_axes(node, child) for child in node.children if child in self.packed}
-        if len(places) != 1:
+    def _pack_rotary(self, node: GeneralFunction) -> _Packed | None:
+        first = self._packed_first(node)
+        if first is None or node.rank - 1 in first[1:]:
             return None
-        ((row_axis, position_axis),) = places
+        tables = []
+        for child in node.children[1:]:
+            shift = node.rank - child.rank
+            if first.rows >= shift or first.positions > shift:
+                return None
+            table = self.dense[child]
+            if first.positions == shift:
+                picked = self._at_positions(table, 0)
+                table = picked.unsqueeze(range(1, 1 + first.node.rank - table.rank)).rename(None)
+            tables.append(table)
+        return first._replace(node=GeneralFunction(first.node, *tables, spec=node.spec, name=None))
+
+    def _at_positions(self, node: Circuit, axis: int) -> Circuit:
+        """The node's entry at each prefix's position, where that axis is the one of positions."""
+        return Index(node, (*[FULL] * axis, self.prefixes.position), name=None)
+
+    def _pack_sum(self, node: Add) -> _Packed | None:
+        """A sum: packed summands stay packed, others have no rows and give their entry at each prefix's position."""
+        packed = [self.packed[child] for child in node.children if child in self.packed]
+        shapes = {child.shape for child in node.children if child in self.packed}
+        if shapes != {node.shape} or len({each[1:] for each in packed}) != 1:
+            return None
         summands = []
         for child in node.children:
-            if child in self.packed:
-                if child.rank != node.rank or child.shape != node.shape:
-                    return None
-                summands.append(self.packed[child][0])
-                continue
-            summand = self._at_prefixes(node, child, row_axis, position_axis)
+            summand = self.packed[child].node if child in self.packed else self._at_prefixes(node, child, packed[0])
             if summand is None:
                 return None
             summands.append(summand)
-        return Add(*summands, name=None), row_axis, position_axis
+        return packed[0]._replace(node=Add(*summands, name=None))
 
-    def _aligned_axes(self, node: Circuit, child: Circuit) -> tuple[int, int]:
-        shift = node.rank - child.rank
-        return self.packed[child][1] + shift, self.packed[child][2] + shift
-
-    def _at_prefixes(self, node: Circuit, child: Circuit, row_axis: int, position_axis: int) -> Circuit | None:
+    def _at_prefixes(self, node: Circuit, child: Circuit, beside: _Packed) -> Circuit | None:
         """What a summand that does not depend on rows adds at each prefix; None if it depends on rows."""
         shift = node.rank - child.rank
-        row, position = row_axis - shift, position_axis - shift
+        row, position = beside.rows - shift, beside.positions - shift
         if row >= 0 and child.shape[row] != 1:
             return None
         value = self.dense[child]
@@ -254,73 +251,75 @@ class _Sharing:
         if value.shape[position] == 1:
             value = Index(value, (*[FULL] * position, 0), name=None)
             return value if position == 0 else None
-        if position != 0:
-            return None
-        return Index(value, (self.prefixes.position,), name=None)
+        return self._at_positions(value, 0) if position == 0 else None
 
-    def _pack_product(self, node: Circuit) -> tuple[Circuit, int, int] | None:
+    def _pack_product(self, node: Einsum) -> _Packed | None:
         """An elementwise product with factors that have no rows (a rotary table: positions and features)."""
-        einsum = node.cast_einsum()
-        packed = [(child, axes) for child, axes in einsum.args if child in self.packed]
-        axes_of = {(axes[self.packed[child][1]], axes[self.packed[child][2]]) for child, axes in packed}
-        if len(axes_of) != 1:
+        packed = [(self.packed[child], axes) for child, axes in node.args if child in self.packed]
+        places = {(axes[each.rows], axes[each.positions]) for each, axes in packed}
+        if len(places) != 1 or any(len(set(axes)) < len(axes) for axes in node.in_axes):
             return None
-        ((rows, positions),) = axes_of
-        if rows not in einsum.out_axes or positions not in einsum.out_axes:
+        ((rows, positions),) = places
+        if rows not in node.out_axes or positions not in node.out_axes:
             return None
         args = []
-        for child, axes in einsum.args:
-            if len(set(axes)) < len(axes):
-                return None
+        for child, axes in node.args:
             if child in self.packed:
-                args.append((self.packed[child][0], (rows, *(a for a in axes if a not in (rows, positions)))))
+                args.append((self.packed[child].node, _over_prefixes(axes, rows, positions)))
             elif rows in axes:
                 return None
             elif positions in axes:
-                at = axes.index(positions)
-                index = (*[FULL] * at, self.prefixes.position)
-                args.append(
-                    (Index(self.dense[child], index, name=None), tuple(rows if a == positions else a for a in axes))
-                )
+                picked = self._at_positions(self.dense[child], axes.index(positions))
+                args.append((picked, tuple(rows if axis == positions else axis for axis in axes)))
             else:
                 args.append((self.dense[child], axes))
-        out = (rows, *(axis for axis in einsum.out_axes if axis not in (rows, positions)))
-        new = type(einsum)(*args, out_axes=out, name=None)
-        return new, einsum.out_axes.index(rows), einsum.out_axes.index(positions)
+        new = Einsum(*args, out_axes=_over_prefixes(node.out_axes, rows, positions), name=None)
+        return _Packed(new, node.out_axes.index(rows), node.out_axes.index(positions))
 
-    def _pack_permute(self, node: Rearrange) -> tuple[Circuit, int, int] | None:
+    def _pack_rearrange(self, node: Rearrange) -> _Packed | None:
         """Axes change places, merge, split or repeat; rows and positions must stay axes of their own."""
-        packed, row_axis, position_axis = self.packed[node.node]
-        spec = node.spec
-        rows, positions = spec.input_ints[row_axis], spec.input_ints[position_axis]
+        packed, spec = self.packed[node.node], node.spec
+        rows, positions = spec.input_ints[packed.rows], spec.input_ints[packed.positions]
         if len(rows) != 1 or len(positions) != 1 or rows not in spec.output_ints or positions not in spec.output_ints:
             return None
-        keep = (rows, positions)
-        inputs = (rows, *(group for group in spec.input_ints if group not in keep))
-        outputs = (rows, *(group for group in spec.output_ints if group not in keep))
-        used = sorted({number for group in inputs + outputs for number in group})
-        renumber = {number: i for i, number in enumerate(used)}
-        sizes = tuple(None if number == rows[0] else spec.int_sizes[number] for number in used)
-        new_spec = RearrangeSpec(_renumbered(inputs, renumber), _renumbered(outputs, renumber), sizes)
-        new = packed if new_spec.is_identity() else Rearrange(packed, new_spec, name=None)
-        return new, spec.output_ints.index(rows), spec.output_ints.index(positions)
+        inputs, outputs = (_over_prefixes(side, rows, positions) for side in (spec.input_ints, spec.output_ints))
+        sizes = tuple(None if number == rows[0] else size for number, size in enumerate(spec.int_sizes))
+        small = RearrangeSpec(inputs, outputs, sizes).numbered()
+        new = packed.node if small.is_identity() else Rearrange(packed.node, small, name=None)
+        return _Packed(new, spec.output_ints.index(rows), spec.output_ints.index(positions))
 
-    def _pack_attention(self, node: GeneralFunction, spec: Attention) -> tuple[Circuit, int, int] | None:
+    def _pack_attention(self, node: GeneralFunction) -> _Packed | None:
         """Causal attention on gathered dense rows; of its result one representative of each prefix is kept."""
-        where = {(self.packed[child][1], self.packed[child][2]) for child in node.children[:3] if child in self.packed}
-        if not spec.causal or len(where) != 1 or not all(child in self.packed for child in node.children[:3]):
+        spec: Any = node.spec
+        places = {self.packed[child][1:] if child in self.packed else None for child in node.children[:3]}
+        place = places.pop()
+        if not spec.causal or places or place is None:
             return None
-        ((row_axis, position_axis),) = where
-        if position_axis != node.rank - 2 or row_axis == node.rank - 1:
+        rows, positions = place
+        if positions != node.rank - 2 or rows == node.rank - 1:
             return None
         dense = GeneralFunction(*(self._densely(child) for child in node.children), spec=spec, name=None)
         self.origins.hand_on(dense, node)
-        rest = [axis for axis in range(node.rank) if axis not in (row_axis, position_axis)]
         inputs = tuple((axis,) for axis in range(node.rank))
-        outputs = ((row_axis, position_axis), *((axis,) for axis in rest))
+        outputs = ((rows, positions), *((axis,) for axis in range(node.rank) if axis not in place))
         flat = Rearrange(dense, RearrangeSpec(inputs, outputs, (None,) * node.rank), name=None)
-        return Index(flat, (self.prefixes.place,), name=None), row_axis, position_axis
+        return _Packed(Index(flat, (self.prefixes.place,), name=None), rows, positions)
 
 
-def _renumbered(groups: Groups, numbers: dict[int, int]) -> Groups:
-    return tuple(tuple(numbers[number] for number in group) for group in groups)
+def _over_prefixes(items: tuple[T, ...], rows: T, positions: T) -> tuple[T, ...]:
+    """Items one an axis for the node over prefixes: that of rows stands for the prefixes and comes first."""
+    return (rows, *(item for item in items if item not in (rows, positions)))
+
+
+_RULES: dict[type, Callable[[_Sharing, Any], _Packed | None]] = {
+    Add: _Sharing._pack_sum,
+    Einsum: _Sharing._pack_product,
+    Rearrange: _Sharing._pack_rearrange,
+    Attention: _Sharing._pack_attention,
+    Linear: _Sharing._pack_linear,
+    Rotary: _Sharing._pack_rotary,
+    LayerNorm: _Sharing._pack_function,
+    RMSNorm: _Sharing._pack_function,
+    Elementwise: _Sharing._pack_function,
+}
+"""For kinds and functions how they are computed once a prefix."""
