@@ -243,12 +243,18 @@ def _conform_symbol(module: Module, spec: ModuleArgSpec, node: Circuit) -> Symbo
     unifier = Unifier()
     sizes: list[Size] = list(node.shape[:extra])
     for own, given in zip(symbol.shape, node.shape[extra:], strict=True):
-        if own != given and not spec.expandable:
+        if own == given:
+            sizes.append(given)
+            continue
+        if not spec.expandable:
             raise _misfit(module, spec, node, "the symbol is not expandable")
-        if own != given and isinstance(own, int) and spec.ban_non_symbolic_size_expand:
-            raise _misfit(module, spec, node, f"the symbol's size {own} is fixed")
+        if isinstance(own, int):
+            if spec.ban_non_symbolic_size_expand:
+                raise _misfit(module, spec, node, f"the symbol's size {own} is fixed")
+            sizes.append(given)
+            continue
         try:
-            sizes.append(given if isinstance(own, int) else unifier.unify(own, given))
+            sizes.append(unifier.unify(own, given))
         except SizeMismatch:
             raise _misfit(module, spec, node, f"size {given} is no {own}") from None
     return symbol.conform(map(unifier.resolve, sizes), node.torch_dtype)

@@ -28,6 +28,9 @@ class ModuleArgSpec:
     expandable: bool = True
     ban_non_symbolic_size_expand: bool = True
 
+    def __hash__(self) -> int:
+        return hash(self.symbol)
+
     @staticmethod
     def just_name_shape(
         circuit: Circuit, batchable: bool = True, expandable: bool = True, ban_non_symbolic_size_expand: bool = False

@@ -165,6 +165,11 @@ class Unifier:
         Raises:
             SizeMismatch: if they cannot be equal.
         """
+        if isinstance(right, int) and isinstance(left, SymbolicSize) and left.factor == 1 and len(left.dims) == 1:
+            (name,) = left.dims  # by far the most frequent: a dimension of which nothing is known yet
+            if name not in self.known and name != _WILDCARD:
+                self.known[name] = right
+                return right
         if left == right:
             return left
         left, right = self.resolve(left), self.resolve(right)

@@ -58,18 +58,17 @@ def split_circuit(
     )
     model, first = Pipeline(weights_down, observers).run(circuits["t.bind_w"])
     bound = info.bind_to_input(model, embeds, circuits.get("t.w.pos_embeds"))
-    split, second = Pipeline(_walk(info, length), observers).run(bound)
+    split, second = Pipeline(_walk(info), observers).run(bound)
     return split, first + second
 
 
-def _walk(info: TransformerInfo, length: int) -> list[Pass]:
+def _walk(info: TransformerInfo) -> list[Pass]:
     return [
         ConformAllModules(),
         SubstituteModules("t.call"),
         SubstituteModules(NOT_NORMS),
         Rename(short_names(info)),
-        SplitToConcat(HEADS_AND_MLPS, axis=0),
-        Rename(position_names(info, length)),
+        SplitToConcat(HEADS_AND_MLPS, axis=0, index_name="{flat}_t{part}"),
     ]
 
 
@@ -85,14 +84,3 @@ def short_names(info: TransformerInfo) -> dict[str, str]:
         for head in range(info.params.num_heads):
             names[f"b{layer}.a.h{head}"] = f"a{layer}.h{head}"
     return names
-
-
-def position_names(info: TransformerInfo, length: int) -> dict[str, str]:
-    """From the names of parts to short ones: `a3.h5_at_idx_2` is `a3_h5_t2`."""
-    parts = [f"a{layer}.h{head}" for layer in range(info.params.num_layers) for head in range(info.params.num_heads)]
-    parts += [f"m{layer}" for layer in range(info.params.num_layers)]
-    return {
-        f"{part}_at_idx_{position}": f"{part.replace('.', '_')}_t{position}"
-        for part in parts
-        for position in range(length)
-    }

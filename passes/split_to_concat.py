@@ -22,7 +22,8 @@ class SplitToConcat(Pass):
         axis: the axis.
         partitioning_idxs: the parts, in order; positions by default. An int keeps its axis, with size 1.
         partitioning_idx_names: what stands for a part in its name; positions or "i_to_j" by default.
-        index_name: the name of a part; `{name}` is the node's, `{part}` the part's.
+        index_name: the name of a part; `{name}` is the node's, `{flat}` the same with `_` for each dot, `{part}` the
+            part's.
         concat_name: the name of the concatenation.
     """
 
@@ -53,8 +54,9 @@ class SplitToConcat(Pass):
         names = self.partitioning_idx_names or tuple(_part_name(part, size) for part in parts)
         if len(names) != len(parts):
             raise PassError(f"{len(parts)} parts of {node!r}, but {len(names)} names", hint="give one name a part")
+        flat = node.name.replace(".", "_")
         indices = [
-            Index(node, (FULL,) * axis + (part,), name=self.index_name.format(name=node.name, part=name))
+            Index(node, (FULL,) * axis + (part,), name=self.index_name.format(name=node.name, flat=flat, part=name))
             for part, name in zip(parts, names, strict=True)
         ]
         return Concat(*indices, axis=axis, name=self.concat_name.format(name=node.name))

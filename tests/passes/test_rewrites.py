@@ -268,6 +268,8 @@ def test_names_of_parts() -> None:
     split = split_to_concat(rows(), 0, I[0:2, 2:6], ["front", "back"], "{name}.{part}", "{name}.halves")
     assert split.name == "x.halves"
     assert [name for name, _ in parts(split)] == ["x.front", "x.back"]
+    flat = split_to_concat(rows().rename("x.y"), 0, I[0:2, 2:6], ["front", "back"], "{flat}_{part}")
+    assert [name for name, _ in parts(flat)] == ["x_y_front", "x_y_back"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ PASSES = [
     "substitute_modules",
     "rename",
     "split_to_concat",
-    "rename",
 ]
 
 
