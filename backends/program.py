@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tapeout.ir import Circuit, Symbol, postorder
+from tapeout.ir import Circuit, GeneralFunction, Symbol, postorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +36,8 @@ class Program:
     def nodes(self) -> Iterable[Circuit]:
         """Every node below the roots, in the order of evaluation."""
         return self.order or postorder(*self.roots)
+
+    def name_of(self, node: Circuit) -> str:
+        """What a node is called: after what it stands for in the circuit, else after its kind or function."""
+        kind = type(node.spec).__name__ if isinstance(node, GeneralFunction) else node.kind
+        return self.origins.get(node) or kind.lower()

@@ -13,7 +13,7 @@ from tapeout.backends.fx.attributes import Attributes, identifier
 from tapeout.backends.precision import narrow_nodes, wide
 from tapeout.backends.program import Program
 from tapeout.backends.weights import Weights, unused
-from tapeout.ir import Circuit, GeneralFunction, Scalar
+from tapeout.ir import Circuit, Scalar
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize, format_shape
 
@@ -35,7 +35,7 @@ class Lowering:
         self.weights = Attributes(full, program.device)
         self.narrow_weights = self.weights if full is program.dtype else Weights(program.dtype, program.device)
         self.narrow_nodes = narrow_nodes(program.roots, program.dtype)
-        self.origins = program.origins
+        self.origins, self.name_of = program.origins, program.name_of
         self.nodes: dict[Circuit, fx.Node] = {}
         self.current: Circuit | None = None
         self._made: dict[Hashable, fx.Node] = {}
@@ -59,10 +59,6 @@ class Lowering:
         module = fx.GraphModule(root, self.graph, class_name="Circuit")  # takes over what the graph reads
         module.graph.lint()
         return module.eval()
-
-    def name_of(self, node: Circuit) -> str:
-        kind = type(node.spec).__name__ if isinstance(node, GeneralFunction) else node.kind
-        return self.origins.get(node) or kind.lower()
 
     def value(self, node: Circuit) -> fx.Node:
         """The graph's node for a circuit's node."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir
@@ -10,17 +10,14 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype, to_torch_dtype
 
 from tapeout.backends.onnx.options import OnnxOptions
-from tapeout.backends.onnx.sharing import merged, parts
+from tapeout.backends.onnx.sharing import merged
 from tapeout.backends.program import Program
-from tapeout.backends.weights import Weights, unused
-from tapeout.ir import Circuit, GeneralFunction
+from tapeout.backends.weights import Weights
+from tapeout.ir import Circuit
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize
 
 Value = onnx_ir.Value
-
-IR_VERSION = 11
-"""What goes with opset 23, and ONNX Runtime 1.31 takes (up to 13)."""
 
 
 class Lowering:
@@ -28,22 +25,29 @@ class Lowering:
 
     Every value has a shape and a dtype. What is built twice is one node. Reshapes and transposes are merged with
     those that made their operand; which of them nobody reads is left out at the end.
+
+    Attributes:
+        values: for the circuit's nodes, and its inputs, what has become of them.
+        current: the node that is being lowered.
+        made: the results of all nodes of the graph, in the order in which these were built.
+        constants: the constants, each once.
+        data: those of them that are data and no weights.
     """
 
     backend = "onnx"
 
     def __init__(self, program: Program, weights: Weights, options: OnnxOptions) -> None:
-        self.typical_rows, self.origins = program.rows, program.origins
+        self.typical_rows, self.origins, self.name_of = program.rows, program.origins, program.name_of
         self.weights, self.options = weights, options
         self.values: dict[Circuit, Value] = {}
         self.current: Circuit | None = None
+        self.made: dict[tuple[Any, ...], Value] = {}
+        self.constants: dict[tuple[Any, ...], Value] = {}
+        self.data = set[Value]()
+        self.inputs = program.inputs
         self._shapes: dict[Value, Shape] = {}
-        self._made: dict[tuple[Any, ...], Value] = {}
-        self._constants: dict[tuple[Any, ...], Value] = {}
-        self._data = set[Value]()
-        self._inputs = program.inputs
         for symbol in program.inputs:
-            self.values[symbol] = self._value(symbol.name, symbol.shape, self.dtype_of(symbol))
+            self.values[symbol] = self.new_value(symbol.name, symbol.shape, self.dtype_of(symbol))
 
     @property
     def opset(self) -> int:
@@ -55,10 +59,6 @@ class Lowering:
         return self.weights.dtype
 
     # -- what a circuit's node is
-
-    def name_of(self, node: Circuit) -> str:
-        kind = type(node.spec).__name__ if isinstance(node, GeneralFunction) else node.kind
-        return self.origins.get(node) or kind.lower()
 
     def dtype_of(self, node: Circuit) -> torch.dtype:
         kind = node.torch_dtype
@@ -103,17 +103,20 @@ class Lowering:
         """
         own = tuple(sorted((name, tuple(v) if isinstance(v, list) else v) for name, v in attributes.items()))
         key = (operator, tuple(map(id, inputs)), own, dtype)
-        if key not in self._made:
-            out = self._value(None, shape, dtype or self.kind(next(each for each in inputs if each is not None)))
-            self._node(operator, inputs, attributes, out)
-            self._made[key] = out
-        return self._made[key]
+        if key not in self.made:
+            out = self.new_value(None, shape, dtype or self.kind(next(each for each in inputs if each is not None)))
+            self.add_node(operator, inputs, attributes, out)
+            self.made[key] = out
+        return self.made[key]
 
-    def _node(self, operator: str, inputs: Sequence[Value | None], attributes: Mapping[str, Any], out: Value) -> None:
+    def add_node(
+        self, operator: str, inputs: Sequence[Value | None], attributes: Mapping[str, Any], out: Value
+    ) -> None:
+        """A node whose result is a value that is there already."""
         node = onnx_ir.node(operator, inputs, attributes, outputs=[out])
         node.metadata_props["origin"] = operator if self.current is None else self.name_of(self.current)
 
-    def _value(self, name: str | None, shape: Shape, dtype: torch.dtype) -> Value:
+    def new_value(self, name: str | None, shape: Shape, dtype: torch.dtype) -> Value:
         sizes = onnx_ir.Shape([_dimension(size) for size in shape])
         value = Value(name=name, shape=sizes, type=onnx_ir.TensorType(from_torch_dtype(dtype)))
         self._shapes[value] = shape
@@ -144,11 +147,11 @@ class Lowering:
             order.sort(key=lambda axis: -strides[axis])
         lying = once.permute(order)
         key = (lying.data_ptr(), lying.dtype, merged(lying)) if lying.numel() else (lying.dtype, tuple(lying.shape))
-        if key not in self._constants:
-            self._constants[key] = self._initializer(lying, name)
+        if key not in self.constants:
+            self.constants[key] = self._initializer(lying, name)
             if not value.dtype.is_floating_point:
-                self._data.add(self._constants[key])
-        out = self.reshape(self._constants[key], tuple(lying.shape))
+                self.data.add(self.constants[key])
+        out = self.reshape(self.constants[key], tuple(lying.shape))
         out = self.permute(out, [order.index(axis) for axis in range(once.ndim)])
         return self.expand(out, tuple(value.shape))
 
@@ -173,12 +176,12 @@ class Lowering:
 
     def _small(self, value: torch.Tensor, name: str) -> Value:
         key = (value.dtype, tuple(value.shape), tuple(value.reshape(-1).tolist()))
-        if key not in self._constants:
-            self._constants[key] = self._initializer(value, name)
-        return self._constants[key]
+        if key not in self.constants:
+            self.constants[key] = self._initializer(value, name)
+        return self.constants[key]
 
     def _initializer(self, value: torch.Tensor, name: str) -> Value:
-        out = self._value(name, tuple(value.shape), value.dtype)
+        out = self.new_value(name, tuple(value.shape), value.dtype)
         out.const_value = TorchTensor(value)
         return out
 
@@ -190,7 +193,7 @@ class Lowering:
             return self.integers([size])
         if len(size.dims) != 1:
             raise UnsupportedError(f"the size {size} cannot be read off an input", hint="bind all sizes but the batch")
-        for symbol in self._inputs:
+        for symbol in self.inputs:
             for axis, own in enumerate(symbol.shape):
                 if own == SymbolicSize(1, size.dims):
                     whole = self.emit("Shape", [self.values[symbol]], (symbol.rank,), torch.int64)
@@ -290,87 +293,6 @@ class Lowering:
                 return rows
         return None
 
-    # -- the end
-
-    def finish(self, roots: Sequence[Circuit]) -> onnx_ir.Model:
-        """The model whose results are the values of the roots, with what they read and nothing else."""
-        outputs: list[Value] = []
-        for number, root in enumerate(roots):
-            self.current = root
-            value = self.value(root, self.dtype_of(root))
-            if value.producer() is None or any(value is each for each in outputs):
-                # an input, a constant, or the result of another root: a result of its own
-                out = self._value(None, self.shape(value), self.kind(value))
-                self._node("Identity", [value], {}, out)
-                value = self._made["result", number] = out
-            outputs.append(value)
-        nodes = _needed(outputs, self._made.values())
-        given = [self.values[symbol] for symbol in self._inputs]
-        read = {value for node in nodes for value in node.inputs}
-        constants = [value for value in self._constants.values() if value in read]
-        nodes, constants = self._stored_once(nodes, constants)
-        self._name(given, outputs, [self.name_of(root) for root in roots], constants, nodes)
-        graph = onnx_ir.Graph(
-            [*given, *(value for value in constants if value in self._data)],
-            outputs,
-            nodes=nodes,
-            initializers=constants,
-            opset_imports={"": self.opset},
-            name="circuit",
-        )
-        return onnx_ir.Model(graph, ir_version=IR_VERSION, producer_name="tapeout")
-
-    def _stored_once(self, nodes: list[onnx_ir.Node], constants: list[Value]) -> tuple[list[onnx_ir.Node], list[Value]]:
-        """The nodes and constants with slices in the places of constants that are part of others."""
-        held = [value.const_value.raw for value in constants if isinstance(value.const_value, TorchTensor)]
-        table: dict[Value, Value] = {}
-        for i, part in parts(held).items():
-            constant, whole = constants[i], self.reshape(constants[part.whole], part.shape)
-            sizes = tuple(stop - start for start, stop in zip(part.starts, part.stops, strict=True))
-            bounds = [self.integers(each) for each in (part.starts, part.stops)]
-            value = self.reshape(self.emit("Slice", [whole, *bounds], sizes), self.shape(constant))
-            table[constant] = value
-        if not table:
-            return nodes, constants
-        for node in nodes:
-            for i, operand in enumerate(node.inputs):
-                if operand is not None and operand in table:
-                    node.replace_input_with(i, table[operand])
-        slices = _needed(list(table.values()), self._made.values())  # of constants alone: they can come first
-        known = set(nodes)
-        for node in slices:
-            if node not in known:
-                node.metadata_props["origin"] = "part"
-        ordered = [*slices, *(node for node in nodes if node not in slices)]
-        read = {value for node in ordered for value in node.inputs}
-        return ordered, [value for value in self._constants.values() if value in read]
-
-    def _name(
-        self,
-        given: Sequence[Value],
-        outputs: Sequence[Value],
-        results: Sequence[str],
-        constants: Sequence[Value],
-        nodes: Sequence[onnx_ir.Node],
-    ) -> None:
-        """Gives every value the name of what it stands for in the circuit, with a number where that is taken."""
-        taken = set[str]()
-        made = [node.outputs[0] for node in nodes]
-        wanted = [
-            *((value, value.name or "input") for value in given),
-            *zip(outputs, results, strict=True),
-            *((value, value.name or "constant") for value in constants),
-            *((value, node.metadata_props["origin"]) for value, node in zip(made, nodes, strict=True)),
-        ]
-        done = set[Value]()
-        for value, name in wanted:
-            if value not in done:
-                done.add(value)
-                value.name = unused(name, taken)
-                taken.add(value.name)
-        for value, node in zip(made, nodes, strict=True):
-            node.name = value.name
-
 
 def broadcast(*shapes: Shape) -> Shape:
     """The shape of what broadcasts from shapes that are known to fit."""
@@ -388,14 +310,3 @@ def _dimension(size: Size) -> int | str | None:
     if isinstance(size, int):
         return size
     return size.dims[0] if size.factor == 1 and len(size.dims) == 1 and not size.is_unknown else None
-
-
-def _needed(outputs: Sequence[Value], made: Iterable[Value]) -> list[onnx_ir.Node]:
-    """The nodes that the outputs are made by, in the order in which they were built."""
-    producers = [value.producer() for value in made]
-    needed, read = list[onnx_ir.Node](), set(outputs)
-    for node in reversed([node for node in producers if node is not None]):
-        if node.outputs[0] in read:
-            needed.append(node)
-            read.update(value for value in node.inputs if value is not None)
-    return needed[::-1]

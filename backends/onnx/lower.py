@@ -7,6 +7,7 @@ import torch
 
 from tapeout.backends.onnx.graph import Lowering
 from tapeout.backends.onnx.kinds import RULES
+from tapeout.backends.onnx.model import finished
 from tapeout.backends.onnx.options import OnnxOptions
 from tapeout.backends.program import Program
 from tapeout.backends.rules import lowered
@@ -29,4 +30,4 @@ def lower(program: Program, options: OnnxOptions) -> tuple[onnx_ir.Model, int]:
         if node not in low.values and weights.value(node) is None:
             low.current = node
             low.values[node] = lowered(low, RULES, node, program.roots)
-    return low.finish(program.roots), weights.packed_bytes
+    return finished(low, program.roots), weights.packed_bytes
