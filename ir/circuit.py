@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
+from tapeout.ir.building import _AUTONAME as _AUTONAME
 from tapeout.ir.kinds import CircuitKinds
 from tapeout.ir.labels import label_over
 from tapeout.ir.methods import CircuitMethods
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from tapeout.ir.index_rules import AxisIndices, Pushed
     from tapeout.ir.sizes import Unifier
     from tapeout.ir.symbol import Symbol
-
-_AUTONAME: Any = object()
-"""Default of `name=`: the name is made from the children's names. `name=None` means no name."""
 
 _allocate = object.__new__
 _nodes: dict[tuple[Any, ...], weakref.ref[Circuit]] = {}
