@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tapeout.backends.devices import as_device
 from tapeout.ir.errors import ModelError
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
@@ -30,6 +31,7 @@ def bench(
     dtype: Annotated[
         list[str] | None, typer.Option(help="A dtype to measure (float32, bfloat16, float64); float32 by default.")
     ] = None,
+    device: Annotated[str, typer.Option(help='Where it runs: "cpu", or "cuda" on a machine with a GPU.')] = "cpu",
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -42,7 +44,8 @@ def bench(
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    result = run_bench(_setting(model, n), backend or ["fx"], dtype or ["float32"], repeat, say)
+    where = as_device(device)
+    result = run_bench(_setting(model, n).to(where), backend or ["fx"], dtype or ["float32"], repeat, say)
     if as_json:
         print(json.dumps(result.to_json()))
     else:

@@ -36,6 +36,9 @@ def ioi(
     dtype: Annotated[
         Literal["float32", "float64", "bfloat16"], typer.Option(help="What the circuit is computed in.")
     ] = "float32",
+    device: Annotated[
+        str, typer.Option(help='Where the compiled circuit runs: "cpu", or "cuda" on a machine with a GPU.')
+    ] = "cpu",
     lengths: Annotated[
         Literal["equal", "any"],
         typer.Option(help="Prompts of one length in tokens, or of any: then one circuit a length."),
@@ -59,6 +62,7 @@ def ioi(
             seed=seed,
             backend=backend,
             dtype=dtype,
+            device=device,
             lengths=lengths,
             progress=notify,
         )

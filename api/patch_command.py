@@ -53,6 +53,7 @@ def patch(
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     backend: Annotated[str, typer.Option(help=f"What computes: {', '.join(BACKENDS)}.")] = "fx",
     dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")] = "float32",
+    device: Annotated[str, typer.Option(help='Where it runs: "cpu", or "cuda" on a machine with a GPU.')] = "cpu",
     max_memory: Annotated[
         float | None, typer.Option(help="GB that weights and values may take; less is then computed at once.")
     ] = None,
@@ -83,6 +84,7 @@ def patch(
             seed=seed,
             backend=backend,
             dtype=dtype,
+            device=device,
             max_memory=None if max_memory is None else int(max_memory * 1e9),
             planned=None if as_json else _say_estimate,
             progress=notify,

@@ -1,6 +1,6 @@
 """The IOI logit difference of 100 prompts: every way of computing it, as a multiple of the limit.
 
-    python benchmarks/ioi_logit_diff.py [--model gpt2-small] [--model smollm2-135m] [--backend fx] [--repeat 7] [--json]
+    python benchmarks/ioi_logit_diff.py [--model gpt2-small] [--backend fx] [--device cuda] [--repeat 7] [--json]
 
 With --backend onnx and onnxscript installed, also what torch.onnx.export makes of Hugging Face's model.
 gpt2-small has random weights and prompts like one template's; see tapeout.tasks.ioi.bench for the limit.
@@ -84,13 +84,14 @@ def main() -> None:
         "--backend", action="append", help="fx, inductor, onnx or torchscript; fx and inductor by default"
     )
     parser.add_argument("--dtype", action="append", help="float32 and bfloat16 by default")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeat", type=int, default=7, help="rounds; medians are reported")
     parser.add_argument("--json", action="store_true", help="print one JSON object a model")
     options = parser.parse_args()
     keep_freed_memory()  # for every way alike
     for name in options.model or ["gpt2-small", "smollm2-135m"]:
         result = run_bench(
-            setting(name),
+            setting(name).to(options.device),
             options.backend or ["fx", "inductor"],
             options.dtype or ["float32", "bfloat16"],
             options.repeat,

@@ -1,6 +1,7 @@
 """Sweeps of patches over GPT-2 small (random weights) or another model, beside what else computes the same.
 
-    python benchmarks/patching.py [--model smollm2-135m] [--quick] [--only direct|activation|positions|edges] [--json]
+    python benchmarks/patching.py [--model smollm2-135m] [--device cuda] [--quick] [--json]
+        [--only direct|activation|positions|edges]
 
 - direct: each head's direct effect on the logits at the last position; beside rust_circuit's path patches
   (`--no-rust` leaves them out) and two plain forward passes.
@@ -29,6 +30,7 @@ import torch
 from ioi_logit_diff import random_gpt2_small, template_prompts
 
 from tapeout.compiler import compile
+from tapeout.compiler.measure import finished
 from tapeout.ir import Circuit
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
@@ -53,6 +55,7 @@ class Setting:
     """
 
     model: Any
+    device: str
     metric: Circuit
     baseline: dict[str, torch.Tensor]
     patch: dict[str, torch.Tensor]
@@ -60,7 +63,9 @@ class Setting:
 
     def first(self, count: int) -> Setting:
         baseline = {name: value[:count] for name, value in self.baseline.items()}
-        return Setting(self.model, self.metric, baseline, {"tokens": self.patch["tokens"][:count]}, self.split_seconds)
+        return Setting(
+            self.model, self.device, self.metric, baseline, {"tokens": self.patch["tokens"][:count]}, self.split_seconds
+        )
 
     @property
     def layers(self) -> int:
@@ -71,7 +76,7 @@ class Setting:
         return int(self.model.config.num_attention_heads)
 
 
-def setting(name: str, quick: bool) -> Setting:
+def setting(name: str, quick: bool, device: str = "cpu") -> Setting:
     """The model of that name, with prompts and the same prompts with other names."""
     if name == GPT2_SMALL:
         model = random_gpt2_small() if not quick else small_gpt2()
@@ -90,7 +95,8 @@ def setting(name: str, quick: bool) -> Setting:
     circuits, info = circuit_of(model)
     metric = logit_diff_circuit(split_circuit(circuits, info, tokens.shape[1])[0])
     taken = clock() - start
-    return Setting(model, metric, {"tokens": tokens, "labels": labels}, {"tokens": patch}, taken)
+    baseline = {"tokens": tokens.to(device), "labels": labels.to(device)}
+    return Setting(model.to(device), device, metric, baseline, {"tokens": patch.to(device)}, taken)
 
 
 def small_gpt2() -> Any:
@@ -107,15 +113,17 @@ def clocked(call: Callable[[], Any], repeat: int = 1) -> tuple[float, Any]:
     """The least time of some calls, and what the last gave."""
     best, value = float("inf"), None
     for _ in range(repeat):
+        finished()
         start = clock()
         value = call()
+        finished()
         best = min(best, clock() - start)
     return best, value
 
 
 def forward(data: Setting) -> float:
     """Seconds of one compiled forward pass."""
-    compiled = compile(data.metric, inputs=["tokens", "labels"])
+    compiled = compile(data.metric, inputs=["tokens", "labels"], device=data.device)
     compiled(**data.baseline)
     return clocked(lambda: compiled(**data.baseline), 5)[0]
 
@@ -125,7 +133,7 @@ def swept(data: Setting, variants: Variants, repeat: int = 1) -> tuple[dict[str,
 
     With `repeat` 0 the first run counts, in which parts are lowered as they are met.
     """
-    planned, sweep = clocked(lambda: Sweep(data.metric, variants, data.baseline, data.patch))
+    planned, sweep = clocked(lambda: Sweep(data.metric, variants, data.baseline, data.patch, device=data.device))
     ran, first = clocked(sweep.run)
     seconds = clocked(sweep.run, repeat)[0] if repeat else ran
     estimate = sweep.estimate()
@@ -161,8 +169,8 @@ def rust_direct(data: Setting) -> tuple[float, float, Any]:
     from tapeout.backends.rust_circuit import to_rust
     from tapeout.tasks.ioi.circuit import bind_rows
 
-    metric = to_rust(bind_rows(data.metric, data.baseline))
-    other = rc.Array(data.patch["tokens"], name="tokens")
+    metric = to_rust(bind_rows(data.metric, {name: value.cpu() for name, value in data.baseline.items()}))
+    other = rc.Array(data.patch["tokens"].cpu(), name="tokens")
     layers, count, last = data.layers, data.heads, data.baseline["tokens"].shape[1] - 1
     parts = rc.Regex(r"^(a\d+_h\d+_t\d+|m\d+_t\d+)$", escape_dot=False)
     start = clock()
@@ -253,7 +261,7 @@ def lens_heads(data: Setting, by_position: bool, layers: list[int]) -> tuple[flo
     if not by_position and everything:
         call = patching.get_act_patch_attn_head_out_all_pos
         seconds, values = clocked(lambda: call(model, tokens, cache, metric))
-        return seconds, values.numpy()
+        return seconds, values.cpu().numpy()
     count = data.heads
     places = range(tokens.shape[1]) if by_position else [None]
     rows = [(layer, p, head) for layer in layers for p in places for head in range(count)]
@@ -263,7 +271,7 @@ def lens_heads(data: Setting, by_position: bool, layers: list[int]) -> tuple[flo
         frame, setter = frame.drop(columns="pos"), patching.layer_head_vector_patch_setter
     patch = partial(patching.generic_activation_patch, model, tokens, cache, metric, setter, "z", index_df=frame)
     seconds, flat = clocked(patch)
-    values = flat.reshape(len(layers), len(places), count).permute(0, 2, 1).numpy()
+    values = flat.reshape(len(layers), len(places), count).permute(0, 2, 1).cpu().numpy()
     return seconds, values if by_position else values[..., 0]
 
 
@@ -317,7 +325,7 @@ def run_edges(data: Setting, options: argparse.Namespace) -> dict[str, Any]:
     for name, (positions, sending) in samples.items():
         whole = edges(data.metric, positions=positions)
         start = clock()
-        total = Sweep(data.metric, whole, few.baseline, few.patch).estimate()
+        total = Sweep(data.metric, whole, few.baseline, few.patch, device=data.device).estimate()
         planning = clock() - start
         senders = [f"a{layer}.h0" for layer in sending]
         facts, _ = swept(few, edges(data.metric, positions=positions, senders=senders))
@@ -347,11 +355,12 @@ def main() -> None:
     parser.add_argument(
         "--processor-time", action="store_true", help="not wall time: on a busy machine, with OMP_NUM_THREADS=1"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.processor_time:
         globals()["clock"] = time.process_time
-    data = setting(options.model, options.quick)
+    data = setting(options.model, options.quick, options.device)
     results = {}
     for name in options.only or PARTS:
         print(f"measuring: {name}", file=sys.stderr)

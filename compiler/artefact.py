@@ -25,6 +25,7 @@ from uuid import UUID
 
 import torch
 
+from tapeout.backends.devices import as_device
 from tapeout.backends.program import Program
 from tapeout.compiler import run_artefact
 from tapeout.compiler.compile import BACKENDS
@@ -196,7 +197,7 @@ def _existing(target: Path) -> Path:
 
 def _device(manifest: dict[str, Any], asked: str | torch.device | None) -> torch.device:
     saved = torch.device(manifest["device"])
-    device = saved if asked is None else torch.device(asked)
+    device = saved if asked is None else as_device(asked)
     if device != saved and manifest["backend"] not in run_artefact.PORTABLE:
         raise ArtefactError(
             f"a {manifest['backend']} artefact for {saved} cannot run on {device}",

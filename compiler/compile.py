@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.devices import as_device
 from tapeout.backends.onnx import OnnxOptions
 from tapeout.backends.program import Program
 from tapeout.compiler.compiled import Compiled, Executable
@@ -72,8 +73,8 @@ def compile(
     Raises:
         MatchError: for an input that is not there.
         ModuleBindingError: for a symbol that is neither bound nor an input.
-        UnsupportedError: for a backend or an option that is not there, a node that the backend cannot lower, a
-            `batch` that is no number of rows, or a `max_memory` that not even one row fits.
+        UnsupportedError: for a backend, a device or an option that is not there, a node that the backend cannot
+            lower, a `batch` that is no number of rows, or a `max_memory` that not even one row fits.
     """
     return compile_many([circuit], backend, inputs, dtype, device, level, max_memory, options, batch)
 
@@ -94,7 +95,7 @@ def compile_many(
     Args and errors: see `compile`.
     """
     build, sizes = builder(backend, options), batch_sizes(batch)
-    kind, where = as_dtype(dtype), torch.device(device)
+    kind, where = as_dtype(dtype), as_device(device)
     if kind not in DTYPES:
         raise TypeMismatchError(f"cannot compile to {kind}", hint="use float32, float64 or bfloat16")
     rows, found = find_inputs(circuits, inputs, kind)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from tapeout.backends.cuda_graphs import CudaGraphs
+from tapeout.backends.devices import as_device
 from tapeout.backends.rows import joined, split_rows
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
@@ -122,8 +123,12 @@ class Compiled:
         return self.cost(rows).peak_bytes <= memory
 
     def to(self, device: torch.device | str) -> Compiled:
-        """The same on another device."""
-        where = torch.device(device)
+        """The same on another device.
+
+        Raises:
+            UnsupportedError: for one that is not here, or that the backend does not run on.
+        """
+        where = as_device(device)
         return replace(self, executable=self.executable.to(where), device=where)
 
     def save(self, path: str | Path, force: bool = False) -> None:

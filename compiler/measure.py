@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
@@ -18,11 +20,19 @@ def measure(calls: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, fl
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeat + 1):
         for name, call in calls.items():
+            finished()
             start = time.perf_counter()
             call()
+            finished()
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def finished() -> None:
+    """Waits for what a GPU is still at."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 class Growth:

@@ -99,11 +99,11 @@ def run_bench(
         raise UnsupportedError(f"{repeat} rounds measure nothing", hint="use 1 or more, or leave it out")
     calls, made = _ways(setting, backends, dtypes, say)
     say("measuring")
-    products = _products()
+    products = _products(setting.tokens.device)
     seconds = measure({**products, **calls}, repeat)
     rate = _MATMULS * 2 * MATMUL[0] * MATMUL[1] * MATMUL[2] / min(seconds[name] for name in products)
     say("comparing with float64")
-    exact = compile(setting.metric, inputs=["tokens", "labels"], dtype="float64")
+    exact = compile(setting.metric, inputs=["tokens", "labels"], dtype="float64", device=setting.tokens.device)
     flops = exact.cost(len(setting.tokens)).flops
     values = exact(tokens=setting.tokens, labels=setting.labels)
     limit = flops / rate
@@ -114,15 +114,15 @@ def run_bench(
     return BenchResult(setting.name, len(setting.tokens), flops, rate, limit, torch.get_num_threads(), ways)
 
 
-def _products() -> dict[str, Call]:
+def _products(device: torch.device) -> dict[str, Call]:
     """The product that the limit is measured on, by each of torch's libraries for it: the faster one counts."""
-    left, right = torch.randn(MATMUL[:2]), torch.randn(MATMUL[1:])
+    left, right = torch.randn(MATMUL[:2], device=device), torch.randn(MATMUL[1:], device=device)
 
     def times(call: Call) -> Call:
         return lambda: [call() for _ in range(_MATMULS)][-1]
 
     ways: dict[str, Call] = {"left @ right": times(lambda: left @ right)}
-    if torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
         packed = torch.ops.mkldnn._reorder_linear_weight(right.T.contiguous(), MATMUL[0])
         ways["packed"] = times(lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], ""))
     return ways
@@ -150,13 +150,18 @@ def _ways(
         made[name] = time.perf_counter() - start
         calls[name] = call
 
+    device = setting.tokens.device
+    batch = None if device.type == "cpu" else len(setting.tokens)  # a CUDA graph of that size
+
     def of_inputs(backend: str, dtype: str) -> Call:
-        return partial(compile(setting.metric, backend, list(setting.inputs), dtype), **setting.inputs)
+        compiled = compile(setting.metric, backend, list(setting.inputs), dtype, device, batch=batch)
+        return partial(compiled, **setting.inputs)
 
     def bound(backend: str, dtype: str) -> Call:
-        return compile(bind_dataset(setting.metric, setting.tokens, setting.labels), backend, dtype=dtype)
+        circuit = bind_dataset(setting.metric, setting.tokens.cpu(), setting.labels.cpu())
+        return compile(circuit, backend, dtype=dtype, device=device)
 
-    if "onnx" in backends:
+    if "onnx" in backends and device.type == "cpu":
         add("torch.onnx.export, last logits", partial(exported_logit_diff, setting))
     for backend in backends:
         for dtype in dtypes:

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tapeout.backends.devices import as_device
 from tapeout.ir.errors import DataError
 from tapeout.tasks.ioi.prompts import (
     FAMILY_NAMES,
@@ -88,11 +89,12 @@ class IOIDataset:
         device: where the tensors live.
 
     Raises:
-        DataError: an unknown option, a tokenizer or a device that is none; fewer than one prompt, or more
+        DataError: an unknown option, or a tokenizer that is none; fewer than one prompt, or more
             than can be distinct; fewer templates of one length than asked for; a tokenizer in which too few
             words are single tokens, in which a prompt's words merge with their surroundings, or without a
             token to pad with.
         ModelError: no tokenizer was given, and GPT-2's cannot be loaded.
+        UnsupportedError: a device that is not here.
     """
 
     N: int
@@ -122,7 +124,7 @@ class IOIDataset:
         _check_choice("prompt_family", prompt_family, FAMILY_NAMES)
         _check_choice("lengths", lengths, ("equal", "any"))
         _check_positive("N", N)
-        self.device = _device(device)
+        self.device = as_device(device)
         if tokenizer is not None and not callable(tokenizer):
             raise DataError(
                 f"a tokenizer was given as {type(tokenizer).__qualname__}",
@@ -250,13 +252,6 @@ class IOIDataset:
         names = tuple(self.vocabulary.names)
         flipped = [flip_prompt(prompt, flip, names, rng) for prompt in self.ioi_prompts]
         return self._with_rows(self._encoder.encode(flipped), rng)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise DataError(f"device is {device!r}, which is none", hint='use "cpu" or "cuda"') from error
 
 
 def _check_choice(option: str, value: str, allowed: Collection[str]) -> None:

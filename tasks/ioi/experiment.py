@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.devices import as_device
 from tapeout.backends.precision import wide
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import compile
@@ -118,6 +120,7 @@ def run_ioi(
     seed: int = 0,
     backend: str = "fx",
     dtype: str = "float32",
+    device: str | torch.device = "cpu",
     lengths: Lengths = "equal",
     show: int = 3,
     progress: Progress | None = None,
@@ -131,6 +134,7 @@ def run_ioi(
         seed: of the prompts.
         backend: what runs the circuit: "fx", "torchscript", "inductor", "onnx", or "reference", node by node.
         dtype: to compute in: "float32", "float64" or "bfloat16".
+        device: where the compiled circuit runs; Hugging Face's model and the reference run on the CPU.
         lengths: "equal" or "any"; see `IOIDataset`.
         show: for how many prompts the likeliest tokens are returned.
         progress: see `Progress`.
@@ -139,10 +143,12 @@ def run_ioi(
         TypeMismatchError: for another dtype.
         ModelError: if the model cannot be loaded, or has no tokenizer.
         DataError: if the prompts cannot be made.
+        UnsupportedError: for a device that is not here.
     """
     notify = progress or (lambda what, done, total: None)
     if dtype not in TOLERANCES:
         raise TypeMismatchError(f"dtype {dtype!r} is not supported here", hint=f"use {', '.join(TOLERANCES)}")
+    run = _run_reference if backend == "reference" else partial(_run_compiled, backend, as_device(device))
     start = time.perf_counter()
     checkpoint = in_full_precision(load_checkpoint(model, progress=lambda line: notify(line, 0, 0)))
     if checkpoint.tokenizer is None:
@@ -152,7 +158,7 @@ def run_ioi(
         )
     notify("making prompts", 0, 0)
     dataset = IOIDataset(prompt_type, n, seed, tokenizer=checkpoint.tokenizer, lengths=lengths)
-    diffs, logits, records, nodes = _evaluate(checkpoint, dataset, backend, dtype, min(show, n), notify)
+    diffs, logits, records, nodes = _evaluate(checkpoint, dataset, run, dtype, min(show, n), notify)
     reference = hf_logit_diffs(checkpoint, dataset, dtype, notify)
     numbers = diffs.double()
     return IOIResult(
@@ -184,7 +190,7 @@ def in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _evaluate(
-    checkpoint: Checkpoint, dataset: IOIDataset, backend: str, dtype: str, show: int, notify: Progress
+    checkpoint: Checkpoint, dataset: IOIDataset, run: Run, dtype: str, show: int, notify: Progress
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[PassRecord], int]:
     """Logit differences [N], the logits [VOCAB] of the first prompts, the passes, and the number of nodes."""
     notify("building the circuit", 0, 0)
@@ -193,7 +199,6 @@ def _evaluate(
     logits: dict[int, torch.Tensor] = {}
     records: list[PassRecord] = []
     nodes = evaluated = 0
-    run = _run_reference if backend == "reference" else partial(_run_compiled, backend)
     for length, rows, part in dataset.by_length():
         notify(f"splitting for {length} tokens", 0, 0)
         split, ran = split_circuit(circuits, info, length, [lambda each, *_: notify(f"pass {each.name} done", 0, 0)])
@@ -213,32 +218,38 @@ def _add_offset(notify: Progress, before: int, total: int, what: str, done: int,
     notify(f"{what}, {before} of {total} prompts done" if before else what, done, of)
 
 
-Run = tuple[torch.Tensor, torch.Tensor, list[PassRecord]]
+Found = tuple[torch.Tensor, torch.Tensor, list[PassRecord]]
 """Logit differences [n], the logits [shown, VOCAB] of the first prompts, and the passes of the compiler."""
+
+Run = Callable[[Circuit, IOIDataset, int, str, Progress], Found]
+"""What evaluates the metric of some prompts, and how many of them are shown."""
 
 
 def _labels(part: IOIDataset) -> torch.Tensor:
     return torch.stack([part.io_tokenIDs, part.s_tokenIDs], dim=1)
 
 
-def _run_compiled(backend: str, metric: Circuit, part: IOIDataset, shown: int, dtype: str, notify: Progress) -> Run:
+def _run_compiled(
+    backend: str, device: torch.device, metric: Circuit, part: IOIDataset, shown: int, dtype: str, notify: Progress
+) -> Found:
     """Through the compiler: one artefact for the metric, one for the logits of the prompts that are shown."""
     notify(f"compiling with {backend}", 0, 0)
-    compiled = compile(metric, backend, ["tokens", "labels"], dtype)
+    compiled = compile(metric, backend, ["tokens", "labels"], dtype, device)
+    tokens, labels = part.prompts_toks.to(device), _labels(part).to(device)
     chunks = []
     notify("evaluating prompts", 0, len(part))
     for at in range(0, len(part), _ROWS):
         rows = slice(at, at + _ROWS)
-        chunks.append(compiled(tokens=part.prompts_toks[rows], labels=_labels(part)[rows]))
+        chunks.append(compiled(tokens=tokens[rows], labels=labels[rows]).cpu())
         notify("evaluating prompts", min(at + _ROWS, len(part)), len(part))
     if not shown:
         return torch.cat(chunks), torch.empty(0), list(compiled.passes)
     notify("the likeliest tokens of the first prompts", 0, 0)
-    logits = compile(metric.get_unique("logits_at_end"), "fx", ["tokens"], dtype)
-    return torch.cat(chunks), logits(tokens=part.prompts_toks[:shown]), list(compiled.passes)
+    logits = compile(metric.get_unique("logits_at_end"), "fx", ["tokens"], dtype, device)
+    return torch.cat(chunks), logits(tokens=tokens[:shown]).cpu(), list(compiled.passes)
 
 
-def _run_reference(metric: Circuit, part: IOIDataset, shown: int, dtype: str, notify: Progress) -> Run:
+def _run_reference(metric: Circuit, part: IOIDataset, shown: int, dtype: str, notify: Progress) -> Found:
     """Through the reference evaluator, node by node."""
     diffs, logits = [], []
     for at in range(0, len(part), _ROWS):

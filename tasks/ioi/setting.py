@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tapeout.backends.devices import as_device
 from tapeout.compiler.reference import Progress
 from tapeout.ir import Circuit
 from tapeout.models import circuit_of, split_circuit
@@ -39,6 +40,15 @@ class Setting:
     tokens: torch.Tensor
     labels: torch.Tensor
     prompts: str = "IOI prompts"
+
+    def to(self, device: str | torch.device) -> Setting:
+        """The same with the model and the prompts on a device.
+
+        Raises:
+            UnsupportedError: if it is not here.
+        """
+        where = as_device(device)
+        return replace(self, model=self.model.to(where), tokens=self.tokens.to(where), labels=self.labels.to(where))
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
+
+from tapeout.backends.devices import as_device
 from tapeout.compiler.reference import Progress
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, ModelError
@@ -131,6 +134,7 @@ def run_patch(
     seed: int = 0,
     backend: str = "fx",
     dtype: str = "float32",
+    device: str | torch.device = "cpu",
     max_memory: int | None = None,
     planned: Callable[[Estimate], None] | None = None,
     progress: Progress | None = None,
@@ -148,7 +152,7 @@ def run_patch(
         n: prompts.
         prompt_type: see `IOIDataset`.
         seed: of the prompts.
-        backend, dtype, max_memory: see `Sweep`.
+        backend, dtype, device, max_memory: see `Sweep`.
         planned: told what the sweep will take, before it runs.
         progress: see `Progress`.
 
@@ -162,6 +166,7 @@ def run_patch(
     chosen = parts[0] if part is None else part
     if chosen not in parts:
         raise DataError(f"the sweep {sweep!r} cannot be of the part {part!r}", hint=f"it takes {', '.join(parts)}")
+    where = as_device(device)
     start = time.perf_counter()
     checkpoint = in_full_precision(load_checkpoint(model, progress=lambda line: notify(line, 0, 0)))
     if checkpoint.tokenizer is None:
@@ -182,7 +187,7 @@ def run_patch(
     metric = logit_diff_circuit(split)
     job = Sweep(
         metric, make(metric, chosen), baseline, {"tokens": patch.prompts_toks}, backend=backend, dtype=dtype,
-        max_memory=max_memory, progress=notify,
+        device=where, max_memory=max_memory, progress=notify,
     )  # fmt: skip
     estimate = job.estimate()
     if planned is not None:

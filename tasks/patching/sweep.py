@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tapeout.backends.devices import as_device
 from tapeout.compiler.compile import DTYPES
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import check_values
@@ -113,11 +114,11 @@ class Sweep:
     ) -> None:
         self.circuit, self.max_memory = circuit, max_memory
         self.variants = variants if isinstance(variants, Variants) else listed(variants)
-        self.backend, self.dtype, self.device = backend, as_dtype(dtype), torch.device(device)
+        self.backend, self.dtype, self.device = backend, as_dtype(dtype), as_device(device)
         if self.dtype not in DTYPES:
             raise TypeMismatchError(f"cannot compute in {self.dtype}", hint="use float32, float64 or bfloat16")
-        self.baseline = _rows(circuit, baseline)
-        self.patch = {**self.baseline, **(_rows(circuit, patch) if patch is not None else {})}
+        self.baseline = _rows(circuit, baseline, self.device)
+        self.patch = {**self.baseline, **(_rows(circuit, patch, self.device) if patch is not None else {})}
         _check_pair(self.baseline, self.patch)
         self.progress = progress or (lambda what, done, total: None)
         self.anatomy = anatomy(circuit, list(self.baseline), self.dtype)
@@ -321,9 +322,9 @@ def _by_job(step: tuple[int, Step]) -> str:
     return repr(step[1].job.key)
 
 
-def _rows(circuit: Circuit, data: Data) -> dict[str, torch.Tensor]:
+def _rows(circuit: Circuit, data: Data, device: torch.device) -> dict[str, torch.Tensor]:
     rows = rows_of(data)
-    return {name: value for name, value in rows.items() if circuit.are_any_found(name)}
+    return {name: value.to(device) for name, value in rows.items() if circuit.are_any_found(name)}
 
 
 def _check_pair(baseline: Mapping[str, torch.Tensor], patch: Mapping[str, torch.Tensor]) -> None:

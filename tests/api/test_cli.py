@@ -199,7 +199,7 @@ def test_notes_are_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--prompt-type", "ABAB"), "'ABAB' is not one of 'mixed', 'ABBA', 'BABA'"),
         (("--dtype", "float16"), "'float16' is not one of 'float32', 'float64', 'bfloat16'"),
         (("--lengths", "some"), "'some' is not one of 'equal', 'any'"),
-        (("--device", "tpu"), "No such option: --device"),
+        (("--devices", "tpu"), "No such option: --devices"),
         (("smollm2-135m",), "unexpected extra argument"),
     ],
 )
@@ -211,6 +211,12 @@ def test_bad_options_are_found_before_anything_is_loaded(
     assert (done.code, done.out) == (2, "")
     assert said in words(done.err)
     assert "Try 'tapeout ioi --help' for help." in done.err
+
+
+@pytest.mark.parametrize("command", [("ioi",), ("bench",), ("patch", "--out", "never")])
+def test_a_device_that_is_none_is_found_before_anything_is_loaded(command: tuple[str, ...], run: Run) -> None:
+    done = run(*command, "--device", "tpu")
+    assert done == (2, "", "error: device is 'tpu', which is none\nhint: use \"cpu\" or \"cuda\"\n")
 
 
 def test_unknown_command(run: Run) -> None:

@@ -487,9 +487,12 @@ def test_cuda_that_is_not_there_is_an_error_and_no_fallback() -> None:
     x = symbol(1, (3,), "x")
     compiled = compile(Add(x, x), "onnx", ["x"])
     for attempt in (lambda: compile(Add(x, x), "onnx", ["x"], device="cuda"), lambda: compiled.to("cuda")):
-        with pytest.raises(UnsupportedError, match="cannot use cuda") as caught:
+        with pytest.raises(UnsupportedError, match=r"torch .* sees no GPUs") as caught:
             attempt()
-        assert "onnxruntime-gpu" in caught.value.hint
+        assert "a build of torch for CUDA" in caught.value.hint
+    with pytest.raises(UnsupportedError, match="cannot use cuda") as caught:  # where torch has one, and it has none
+        compiled.executable.to(torch.device("cuda"))
+    assert "onnxruntime-gpu" in caught.value.hint
     with pytest.raises(UnsupportedError, match="does not run on meta"):
         compiled.to("meta")
     assert compiled.to("cpu")(x=torch.ones(1, 3)).tolist() == [[2.0, 2.0, 2.0]]

@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tiny
 import torch
 from batches import Batch, as_tuple
 from random_models import gpt2, llama
@@ -17,6 +19,9 @@ from tolerances import assert_close
 from tapeout.backends.cuda_graphs import CudaGraphs
 from tapeout.compiler import Compiled, compile, compile_many, load
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
+from tapeout.tasks.ioi.experiment import run_ioi
+from tapeout.tasks.patching import PATCH_TOKENS, edges, heads, heads_by_position, mask_name, masked, sets, sweep
+from tapeout.tasks.patching.experiment import run_patch
 from tapeout.testing.cases import CASES
 
 pytestmark = pytest.mark.skipif(
@@ -128,6 +133,43 @@ def test_a_replay_leaves_earlier_results_alone() -> None:
 def test_cuda_graphs_take_values_on_the_gpu_only() -> None:
     with pytest.raises(UnsupportedError, match="on a CUDA device"):
         CudaGraphs(model("gpt2", "fx", "cuda:0").executable, (2,))(*tokens(2).values())
+
+
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor", "onnx"])
+def test_sweeps(backend: str) -> None:
+    """Data from the CPU, as a dataset has it; every part of a model, sets of them, and edges."""
+    metric = difference(by_head_and_position(gpt2(), 5))
+    baseline, patch = tokens(3), {"tokens": tokens(3)["tokens"]}
+    grids = (
+        heads(metric),
+        heads_by_position(metric, "k", positions=(1, -1)),
+        edges(metric),
+        sets({"two": ["m0", "a1.h1"]}),
+    )
+    for variants in grids:
+        found = sweep(metric, variants, baseline, patch, backend=backend, device="cuda:0").to_numpy()
+        expected = sweep(metric, variants, baseline, patch, dtype="float64").to_numpy()
+        assert np.nanmax(np.abs(found - expected)) < 1e-3
+
+
+@pytest.mark.parametrize("backend", ["fx", "inductor"])
+def test_one_captured_graph_serves_every_mask(backend: str) -> None:
+    circuit = masked(difference(by_head_and_position(gpt2(), 5)), "heads")
+    inputs = [*INPUTS, PATCH_TOKENS, mask_name("heads")]
+    there = compile(circuit, backend, inputs, device="cuda:0", batch=4)
+    here = compile(circuit, "fx", inputs)
+    (shape,) = (each.symbol.shape for each in here.inputs if each.name == mask_name("heads"))
+    for _ in range(3):
+        values = {**tokens(4), PATCH_TOKENS: tokens(4)["tokens"], mask_name("heads"): torch.rand(4, *shape).round()}
+        assert_close(there(**on_gpu(values)).cpu(), here(**values), F32)
+    assert there.graphs is not None and set(there.graphs.captured) == {4}
+
+
+def test_the_commands_run_there(tmp_path: Path) -> None:
+    tokenizer = tiny.word_tokenizer()
+    checkpoint = tiny.save(tiny.gpt2(len(tokenizer)), tmp_path, tokenizer)
+    assert run_ioi(checkpoint, n=8, device="cuda").within_tolerance
+    assert run_patch(checkpoint, "direct", n=4, device="cuda").result.complete
 
 
 @pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor", "onnx"])

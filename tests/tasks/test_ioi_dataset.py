@@ -758,7 +758,6 @@ def test_more_tokens_than_there_are_is_an_error(k: int) -> None:
     ("options", "message", "hint"),
     [
         ({"tokenizer": 5}, "given as int", "load_circuit returns"),
-        ({"device": "nowhere"}, "device is 'nowhere'", '"cpu" or "cuda"'),
         ({"N": 2.5}, "N is 2.5, which is no whole number", "N >= 1"),
     ],
 )
