@@ -216,7 +216,7 @@ def test_bad_options_are_found_before_anything_is_loaded(
 @pytest.mark.parametrize("command", [("ioi",), ("bench",), ("patch", "--out", "never")])
 def test_a_device_that_is_none_is_found_before_anything_is_loaded(command: tuple[str, ...], run: Run) -> None:
     done = run(*command, "--device", "tpu")
-    assert done == (2, "", "error: device is 'tpu', which is none\nhint: use \"cpu\" or \"cuda\"\n")
+    assert done == (2, "", 'error: device is \'tpu\', which is none\nhint: use "cpu" or "cuda"\n')
 
 
 def test_unknown_command(run: Run) -> None:
