@@ -18,7 +18,7 @@ from tapeout.compiler.cost import Cost, size_of
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.sizes import UNKNOWN, SymbolicSize
 from tapeout.tasks.patching.anatomy import Anatomy
-from tapeout.tasks.patching.graphs import Graph, Values, Window, between, windowed
+from tapeout.tasks.patching.graphs import PAST, Graph, Values, Window, between, windowed
 
 
 class Part:
@@ -122,10 +122,18 @@ class Piece:
             UnsupportedError: if it cannot be computed for a window of positions.
         """
         if whole not in self._graphs:
-            length = self.pieces.anatomy.length
-            graph = between(self.start, self.end)
-            self._graphs[whole] = graph if whole else windowed(self.start, self.end, length, self.pieces.constant)
+            length, constant = self.pieces.anatomy.length, self.pieces.constant
+            ends = self.start, self.end
+            self._graphs[whole] = between(*ends) if whole else windowed(*ends, length, constant)
         return self._graphs[whole]
+
+    def positions_of(self, window: Window) -> float:
+        """How many positions a row takes: those of the window, and half of the earlier ones where these are read."""
+        past = any(PAST in source.symbol.shape for source in self.graph(self._is_whole(window)).sources)
+        return (window.stop - window.start if _has_positions(self.start) else 1) + past * window.start / 2
+
+    def _is_whole(self, window: Window) -> bool:
+        return window.is_all or not _has_positions(self.start)
 
     def __call__(self, x: torch.Tensor, values: Values, prompts: torch.Tensor, window: Window) -> torch.Tensor:
         """The end's value [ROWS, ...] of the start's [ROWS, ...].
@@ -133,17 +141,26 @@ class Piece:
         Args:
             x: the start's value in the window.
             values: the prompts' values.
-            prompts: the prompt of each row.
+            prompts: the prompt of each row. If x has more rows, so many go at a time, of the same prompts each time:
+                what is looked up for them is looked up once.
             window: the positions of x.
         """
-        whole = window.is_all or not _has_positions(self.start)
+        whole = self._is_whole(window)
         graph = self.graph(whole)
         if whole not in self._parts:
             inputs = [graph.x, *(source.symbol for source in graph.sources)]
             self._parts[whole] = self.pieces.part(graph.roots, inputs)
         given = [source.fetch(values, prompts, window) for source in graph.sources]
-        out: torch.Tensor = self._parts[whole](x, *given)
-        return out
+        out = list[torch.Tensor]()
+        for some in x.split(max(1, len(prompts))):
+            if len(some) < len(prompts):
+                rows = len(some)
+                given = [
+                    value if source.node is None else value[:rows]
+                    for source, value in zip(graph.sources, given, strict=True)
+                ]
+            out.append(self._parts[whole](some, *given))
+        return torch.cat(out) if len(out) > 1 else out[0]
 
 
 def _has_positions(node: Circuit) -> bool:

@@ -301,10 +301,12 @@ class _Run:
     def _advanced(self, start: Circuit, end: Circuit, x: torch.Tensor, window: Window) -> torch.Tensor:
         """The stream at the next cut, or the metric, some rows at a time."""
         piece = self.pieces.between(start, end)
-        step = self._at_once(x)
+        step = max(1, int(self.sweep.portions.positions / piece.positions_of(window)))
         prompts = torch.arange(len(x), device=self.pieces.device) % self.prompts
-        parts = [piece(x[at : at + step], self.base, prompts[at : at + step], window) for at in range(0, len(x), step)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        if step >= self.prompts:  # whole variants: each time the same prompts
+            return piece(x, self.base, prompts[: step - step % self.prompts], window)
+        rows = zip(x.split(step), prompts.split(step), strict=True)
+        return torch.cat([piece(some, self.base, of, window) for some, of in rows])
 
 
 def values_on(

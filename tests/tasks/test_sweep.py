@@ -247,6 +247,19 @@ def test_parts_that_fit_the_memory_give_the_same(metric: Circuit, case: str) -> 
     assert np.abs(parts[0] - parts[1]).max() < 1e-12
 
 
+@pytest.mark.parametrize("positions", [1, 17, 40])
+def test_rows_that_go_some_at_a_time_give_the_same(
+    metric: Circuit, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer rows than prompts, and whole variants with fewer of them the last time."""
+    for variants in (of.heads_by_position(metric), of.edges(metric, positions=(-1,))):
+        whole = sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy()
+        with monkeypatch.context() as patched:
+            patched.setattr("tapeout.tasks.patching.plan._POSITIONS", positions)
+            parts = sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy()
+        assert np.nanmax(np.abs(parts - whole)) < 1e-12
+
+
 def test_an_interruption_keeps_what_is_finished(gpt2: Circuit) -> None:
     said: list[tuple[str, int, int]] = []
 
