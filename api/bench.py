@@ -6,7 +6,6 @@ import json
 import sys
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -61,8 +60,7 @@ def _setting(name: str, n: int) -> Setting:
     data = IOIDataset("mixed", n, tokenizer=checkpoint.tokenizer, nb_templates=1)
     circuits, info = circuit_of(checkpoint.model)
     split, _ = split_circuit(circuits, info, data.max_len)
-    labels = torch.stack([data.io_tokenIDs, data.s_tokenIDs], dim=1)
-    return Setting(checkpoint.source, checkpoint.model, logit_diff_circuit(split), data.prompts_toks, labels)
+    return Setting(checkpoint.source, checkpoint.model, logit_diff_circuit(split), data.prompts_toks, data.labels)
 
 
 def _print_result(result: BenchResult) -> None:

@@ -69,7 +69,7 @@ def setting(name: str) -> Setting:
         checkpoint = load_checkpoint(name)
         model = checkpoint.model
         data = IOIDataset("mixed", PROMPTS, tokenizer=checkpoint.tokenizer, nb_templates=1)
-        tokens, labels = data.prompts_toks, torch.stack([data.io_tokenIDs, data.s_tokenIDs], dim=1)
+        tokens, labels = data.prompts_toks, data.labels
     circuits, info = circuit_of(model)
     split, _ = split_circuit(circuits, info, tokens.shape[1])
     return Setting(name, model, logit_diff_circuit(split), tokens, labels)

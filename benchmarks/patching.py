@@ -89,7 +89,7 @@ def setting(name: str, quick: bool, device: str = "cpu") -> Setting:
         checkpoint = load_checkpoint(name)
         model = checkpoint.model
         data = IOIDataset("mixed", 50, tokenizer=checkpoint.tokenizer)
-        tokens, labels = data.prompts_toks, torch.stack([data.io_tokenIDs, data.s_tokenIDs], dim=1)
+        tokens, labels = data.prompts_toks, data.labels
         patch = data.gen_flipped_prompts("IO").gen_flipped_prompts("S").prompts_toks
     start = clock()
     circuits, info = circuit_of(model)

@@ -15,7 +15,7 @@ from tapeout.compiler.compile import BACKENDS, DTYPES, compile
 from tapeout.compiler.compiled import Compiled
 from tapeout.compiler.measure import measure, memory_growth
 from tapeout.compiler.peers import Peer
-from tapeout.compiler.reference import Progress, in_dtype, reference_values
+from tapeout.compiler.reference import Progress, in_dtype, reference_values, silent
 from tapeout.compiler.tolerances import TOLERANCES, Deviation, number
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype, dtype_name
@@ -137,7 +137,7 @@ def compare(
     names = list(BACKENDS) if backends is None else list(dict.fromkeys(backends))
     _check(names)
     kinds = [_dtype(each) for each in dtypes]
-    notify = progress or (lambda what, done, total: None)
+    notify = progress or silent
     (reference,) = reference_values([circuit], inputs, progress)
     jobs = [(name, kind) for kind in kinds for name in names]
     ways: list[Compared] = []

@@ -11,9 +11,10 @@ import torch
 from opt_einsum import contract_path
 
 from tapeout.backends.precision import narrow_arrays, narrow_nodes, wide
-from tapeout.ir import Circuit, Einsum, GeneralFunction, Index, Rearrange, postorder
+from tapeout.ir import Circuit, Einsum, Index, Rearrange, postorder
 from tapeout.ir.axis_index import Picks
 from tapeout.ir.einsum import write_einsum
+from tapeout.ir.general_function import function_of
 from tapeout.ir.kernels import Attention, Linear
 from tapeout.ir.sizes import Size
 
@@ -115,10 +116,9 @@ def value_bytes(roots: Sequence[Circuit], batch: Sizes, dtype: torch.dtype) -> B
 def _flops(node: Circuit, batch: Sizes) -> int:
     if isinstance(node, Einsum):
         return _product_flops(node.children, node.in_axes, node.out_axes, batch)
-    if isinstance(node, GeneralFunction) and isinstance(node.spec, Linear):
-        spec = node.spec
-        return _product_flops(node.children[:2], (spec.x_axes, spec.weight_axes), spec.out_axes, batch)
-    if isinstance(node, GeneralFunction) and isinstance(node.spec, Attention):
+    if linear := function_of(node, Linear):
+        return _product_flops(node.children[:2], (linear.x_axes, linear.weight_axes), linear.out_axes, batch)
+    if function_of(node, Attention):
         q, k = node.children[:2]
         keys = size_of(k.shape[-2], batch)
         return 2 * elements(q, batch) * keys + 2 * elements(node, batch) * keys

@@ -14,7 +14,7 @@ from tapeout.compiler.certificate import ARTEFACT, CERTIFICATE, INPUTS, OUTPUTS,
 from tapeout.compiler.compile import compile
 from tapeout.compiler.compiled import Compiled
 from tapeout.compiler.inputs import Input
-from tapeout.compiler.reference import Progress, in_dtype, reference_values
+from tapeout.compiler.reference import Progress, in_dtype, reference_values, silent
 from tapeout.compiler.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype, dtype_name
@@ -96,7 +96,7 @@ def export(
         raise UnsupportedError(f"there is no format {format!r}", hint=f"there are {', '.join(FORMATS)}")
     target, kind = Path(path), as_dtype(dtype)
     artefact.check_target(target.resolve(), force)
-    notify = progress or (lambda what, done, total: None)
+    notify = progress or silent
     (reference,) = reference_values([circuit], inputs, progress)
     backend = FORMATS[format].backend
     notify(f"compiling with {backend}", 0, 0)

@@ -16,6 +16,10 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0 if that is not known)."""
 
 
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
 def reference_values(
     circuits: Sequence[Circuit],
     inputs: Mapping[str, torch.Tensor],
@@ -45,7 +49,7 @@ def reference_values(
         bound = [
             new if new.rank > old.rank else repeat_to_batch(new, 0, count) for new, old in zip(bound, rows, strict=True)
         ]
-    notify = progress or (lambda what, done, total: None)
+    notify = progress or silent
     return evaluate_many(bound, torch.float64, progress=lambda done, of: notify("the float64 reference", done, of))
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 import tapeout as rc
 from tapeout.models import load_circuit, split_circuit
 from tapeout.tasks.ioi import IOIDataset
@@ -81,8 +79,7 @@ def main(model: str = "smollm2-135m", count: int = 50) -> dict[str, dict[str, fl
         f"\n{len(paths)} paths together, from {', '.join(senders)}: a circuit with the inputs tokens and {PATCH_TOKENS}"
     )
     compiled = rc.compile(row, inputs=["tokens", PATCH_TOKENS, "labels"])
-    labels = torch.stack([dataset.io_tokenIDs, dataset.s_tokenIDs], dim=1)
-    values = compiled(tokens=dataset.prompts_toks, labels=labels, **{PATCH_TOKENS: other_s2.prompts_toks})
+    values = compiled(tokens=dataset.prompts_toks, labels=dataset.labels, **{PATCH_TOKENS: other_s2.prompts_toks})
     together = float(values.mean()) - float(found.baseline.mean())
     added = sum(drivers[sender] for sender in senders)
     print(f"the difference changes by {together:+.4f}; the paths one by one add up to {added:+.4f}")

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from tapeout.ir.array import HASH_DIGITS, hash_tensor
 from tapeout.ir.errors import ShapeError
+from tapeout.ir.hashing import HASH_DIGITS, hash_tensor
 from tapeout.ir.sizes import UNKNOWN, Shape, Size, format_shape
-
-TorchAxisIndex = int | slice | torch.Tensor
 
 
 class Indexer:

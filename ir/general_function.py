@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +15,8 @@ from tapeout.ir.functions import FUNCTIONS, Cast, Function, GenIndex, TakesIndex
 from tapeout.ir.index_rules import AxisIndices, Pushed
 from tapeout.ir.kernels import KERNEL_READERS
 from tapeout.ir.sizes import Shape
+
+F = TypeVar("F")
 
 _DEVICE_DTYPE = r"\{device:([\w:]+),dtype:(\w+)\}"
 
@@ -122,6 +125,11 @@ class GeneralFunction(Circuit):
 
     def _text(self) -> str:
         return self.spec.name
+
+
+def function_of(node: Circuit, kind: type[F]) -> F | None:
+    """The function that the node applies, if it applies one of that class."""
+    return node.spec if isinstance(node, GeneralFunction) and isinstance(node.spec, kind) else None
 
 
 def function_by_name(name: str) -> Function:

@@ -118,9 +118,9 @@ class CircuitMethods(CircuitBuilding):
             MatchError: see `fancy_validate`, `assert_found`, `assert_different`.
             ShapeError: if a replacement does not fit where it is put.
         """
-        from tapeout.ir import search
+        from tapeout.ir.update import update
 
-        return search.update(self._self, matcher, transform, fancy_validate, assert_found, assert_different)
+        return update(self._self, matcher, transform, fancy_validate, assert_found, assert_different)
 
     def map_children(self, fn: Callable[[Circuit], Circuit]) -> Circuit:
         """The same node over the images of its children."""

@@ -8,10 +8,10 @@ from uuid import UUID
 
 import torch
 
-from tapeout.ir.array import HASH_DIGITS
 from tapeout.ir.axis_index import AxisIndex, Picks, Span, axis_index
 from tapeout.ir.einsum import Axes
 from tapeout.ir.errors import ParseError
+from tapeout.ir.hashing import HASH_DIGITS
 from tapeout.ir.quote import QUOTED, unquote
 from tapeout.ir.rearrange_spec import RearrangeSpec
 from tapeout.ir.sizes import UNKNOWN, Shape, Size, SymbolicSize, format_shape

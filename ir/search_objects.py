@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tapeout.ir import search
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.iterative import IterativeMatcher, IterativeMatcherIn
+from tapeout.ir.update import update
 
 TransformIn = Callable[[Circuit], Circuit]
 """A function from a node to a node, or a `Transform`."""
@@ -162,7 +163,7 @@ class Updater:
         assert_different: bool | None = None,
     ) -> Circuit:
         """See `Circuit.update`."""
-        return search.update(
+        return update(
             circuit,
             matcher,
             self._transformed,

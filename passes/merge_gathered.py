@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, postorder
+from tapeout.ir import Add, Circuit, Einsum, postorder
 from tapeout.ir.functions import GenIndex
+from tapeout.ir.general_function import function_of
 from tapeout.passes.execution import Origins, Roots, readers_of
 
 Operand = tuple[Circuit, tuple[int, ...]]
@@ -105,7 +106,7 @@ def _product(
     readers: Mapping[Circuit, Sequence[Circuit]],
 ) -> _Term:
     """A product with its rows: of several gathered operands the one that the fewest nodes read."""
-    gathered = [operand for operand in operands if _is_gathered(operand[0])]
+    gathered = [operand for operand in operands if function_of(operand[0], GenIndex)]
     if not gathered or len(operands) < 2:
         return _Term(coefficient, node)
     rows = min(gathered, key=lambda operand: len(readers[operand[0]]))
@@ -118,10 +119,6 @@ def _product(
     shared = tuple((child, renamed(axes)) for child, axes in others)
     own = (rows[0], renamed(rows[1]))
     return _Term(coefficient, node, number, own, shared, renamed(node.out_axes))
-
-
-def _is_gathered(node: Circuit) -> bool:
-    return isinstance(node, GeneralFunction) and isinstance(node.spec, GenIndex)
 
 
 def _sum(total: Circuit, terms: Sequence[_Term], built: dict[Circuit, Circuit]) -> Circuit:

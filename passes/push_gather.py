@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, Scalar, postorder
 from tapeout.ir.functions import Cast, Elementwise, GenIndex
+from tapeout.ir.general_function import function_of
 from tapeout.ir.rearrange import arranged
 from tapeout.ir.sizes import Size
 from tapeout.ir.trampoline import memoised
@@ -115,7 +116,7 @@ def _pushed(roots: Roots, origins: Origins) -> Roots:
     for node in order:
         if node in pushed:
             continue
-        function = _gen_index(node)
+        function = function_of(node, GenIndex)
         if function is not None and node.children[0] in pushed:
             gather = _gather_of(node, function)
             new = _as_asked(value((node.children[0], gather)), function, gather)
@@ -162,14 +163,10 @@ def _steps(node: Circuit, wanted: dict[_Gather, None] | None) -> dict[_Gather, _
 
 
 def _parts_in_full(node: Circuit) -> list[Part]:
-    function = _gen_index(node)
+    function = function_of(node, GenIndex)
     if function is None:
         return [(child, None) for child in node.children]
     return [(node.children[0], _gather_of(node, function))]
-
-
-def _gen_index(node: Circuit) -> GenIndex | None:
-    return node.spec if isinstance(node, GeneralFunction) and isinstance(node.spec, GenIndex) else None
 
 
 def _gather_of(node: Circuit, function: GenIndex) -> _Gather:

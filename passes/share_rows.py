@@ -19,6 +19,7 @@ import torch
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, Index, Rearrange, RearrangeSpec, postorder
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.functions import Elementwise, GenIndex
+from tapeout.ir.general_function import function_of
 from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.ir.rearrange import arranged
 from tapeout.passes.base import register
@@ -87,7 +88,7 @@ def _bound_tokens(roots: Roots) -> list[Array]:
     found = dict.fromkeys(
         node.children[1]
         for node in postorder(*roots)
-        if isinstance(node, GeneralFunction) and isinstance(node.spec, GenIndex) and not node.spec.batch_x
+        if (function := function_of(node, GenIndex)) and not function.batch_x
     )
     return [node for node in found if isinstance(node, Array) and node.rank == 2 and node.torch_dtype is torch.int64]
 

@@ -8,7 +8,7 @@ of the first node that has one. A value is freed as soon as its last reader has 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from math import prod
 
 import torch
@@ -46,6 +46,7 @@ from tapeout.ir.functions import Cast, GenIndex
 from tapeout.ir.methods import set_evaluator
 from tapeout.ir.rearrange import apply_rearrange
 from tapeout.ir.sizes import format_shape, is_concrete
+from tapeout.ir.trampoline import memoised
 
 Tensors = Sequence[torch.Tensor]
 
@@ -176,7 +177,7 @@ def evaluate_many(
         See `evaluate`.
     """
     given = dict(values or {})
-    inlined = [_inline(circuit, set(given)) for circuit in circuits]
+    inlined = _inlined(circuits, given)
     order = _order(inlined, given)
     stored = [node.value for node in order if isinstance(node, Array)] + list(given.values())
     context = Context(None if dtype is None else as_dtype(dtype), stored)
@@ -227,31 +228,20 @@ def _checked(node: Circuit, value: torch.Tensor, context: Context) -> torch.Tens
     return value.to(context.dtype) if promoted else value
 
 
-def _inline(circuit: Circuit, keep: set[Circuit]) -> Circuit:
-    """The circuit with its modules substituted: a call means its body with the arguments in it."""
-    memo: dict[Circuit, Circuit] = {}
-    stack = [circuit]
-    while stack:
-        node = stack[-1]
-        if node in memo:
-            stack.pop()
-            continue
+def _inlined(circuits: Sequence[Circuit], keep: Collection[Circuit]) -> list[Circuit]:
+    """The circuits with their modules substituted: a call means its body with the arguments in it."""
+
+    def step(node: Circuit) -> Generator[Circuit, Circuit, Circuit]:
         if node in keep:
-            memo[node] = node
-            continue
+            return node
         if isinstance(node, Module):
-            body = node.substitute()
-            if body not in memo:
-                stack.append(body)
-                continue
-            memo[node] = memo[body]
-            continue
-        pending = [child for child in node.children if child not in memo]
-        if pending:
-            stack.extend(pending)
-            continue
-        memo[node] = node.with_children(tuple(memo[child] for child in node.children))
-    return memo[circuit]
+            return (yield node.substitute())
+        children = []
+        for child in node.children:
+            children.append((yield child))
+        return node.with_children(tuple(children))
+
+    return list(map(memoised(step), circuits))
 
 
 def _value(node: Circuit, tensors: Tensors, context: Context) -> torch.Tensor:

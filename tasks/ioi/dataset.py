@@ -193,6 +193,11 @@ class IOIDataset:
         """The words that are single tokens of the tokenizer."""
         return self._encoder.vocabulary
 
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N, 2]: the tokens at IO and S1 of each prompt, which the metric compares."""
+        return torch.stack([self.io_tokenIDs, self.s_tokenIDs], dim=1)
+
     def __len__(self) -> int:
         return self.N
 

@@ -17,7 +17,7 @@ from tapeout.backends.devices import as_device
 from tapeout.backends.precision import wide
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import compile
-from tapeout.compiler.reference import Progress
+from tapeout.compiler.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import ModelError, TypeMismatchError
@@ -145,7 +145,7 @@ def run_ioi(
         DataError: if the prompts cannot be made.
         UnsupportedError: for a device that is not here.
     """
-    notify = progress or (lambda what, done, total: None)
+    notify = progress or silent
     if dtype not in TOLERANCES:
         raise TypeMismatchError(f"dtype {dtype!r} is not supported here", hint=f"use {', '.join(TOLERANCES)}")
     run = _run_reference if backend == "reference" else partial(_run_compiled, backend, as_device(device))
@@ -225,17 +225,13 @@ Run = Callable[[Circuit, IOIDataset, int, str, Progress], Found]
 """What evaluates the metric of some prompts, and how many of them are shown."""
 
 
-def _labels(part: IOIDataset) -> torch.Tensor:
-    return torch.stack([part.io_tokenIDs, part.s_tokenIDs], dim=1)
-
-
 def _run_compiled(
     backend: str, device: torch.device, metric: Circuit, part: IOIDataset, shown: int, dtype: str, notify: Progress
 ) -> Found:
     """Through the compiler: one artefact for the metric, one for the logits of the prompts that are shown."""
     notify(f"compiling with {backend}", 0, 0)
     compiled = compile(metric, backend, ["tokens", "labels"], dtype, device)
-    tokens, labels = part.prompts_toks.to(device), _labels(part).to(device)
+    tokens, labels = part.prompts_toks.to(device), part.labels.to(device)
     chunks = []
     notify("evaluating prompts", 0, len(part))
     for at in range(0, len(part), _ROWS):
@@ -254,7 +250,7 @@ def _run_reference(metric: Circuit, part: IOIDataset, shown: int, dtype: str, no
     diffs, logits = [], []
     for at in range(0, len(part), _ROWS):
         rows = slice(at, at + _ROWS)
-        bound = bind_dataset(metric, part.prompts_toks[rows], _labels(part)[rows])
+        bound = bind_dataset(metric, part.prompts_toks[rows], part.labels[rows])
         at_end = bound.get_unique("logits_at_end")
         values = evaluate_many([bound, at_end], dtype, progress=partial(notify, "evaluating nodes"))
         diffs.append(values[0])
@@ -289,7 +285,7 @@ def hf_logit_diffs(checkpoint: Checkpoint, dataset: IOIDataset, dtype: str, noti
                 notify("comparing with Hugging Face", done, len(dataset))
                 chunk = slice(first, first + _ROWS)
                 last = model(part.prompts_toks[chunk]).logits[:, -1]
-                pair = torch.stack([part.io_tokenIDs[chunk], part.s_tokenIDs[chunk]], dim=1)
+                pair = part.labels[chunk]
                 io, s = last.gather(1, pair).unbind(1)
                 diffs[rows[chunk]] = io - s
                 done += len(pair)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tapeout.backends.devices import as_device
-from tapeout.compiler.reference import Progress
+from tapeout.compiler.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import Checkpoint, load_checkpoint
@@ -79,7 +79,7 @@ def load_setting(
         ModelError: if the model cannot be loaded.
         DataError: if the prompts cannot be made.
     """
-    notify = progress or (lambda what, done, total: None)
+    notify = progress or silent
     checkpoint = in_full_precision(load_checkpoint(model, progress=lambda line: notify(line, 0, 0)))
     notify("making prompts", 0, 0)
     tokens, labels, prompts = _prompts(checkpoint, n, length, seed)
@@ -93,7 +93,7 @@ def _prompts(checkpoint: Checkpoint, n: int, length: int | None, seed: int) -> t
     if checkpoint.tokenizer is not None:
         data = IOIDataset("mixed", n, seed, tokenizer=checkpoint.tokenizer)
         if length in (None, data.max_len):
-            return data.prompts_toks, torch.stack([data.io_tokenIDs, data.s_tokenIDs], dim=1), "IOI prompts"
+            return data.prompts_toks, data.labels, "IOI prompts"
     generator = torch.Generator().manual_seed(seed)
     vocabulary = checkpoint.model.config.vocab_size
     tokens = torch.randint(vocabulary, (n, length or DEFAULT_LENGTH), generator=generator)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from tapeout.backends.devices import as_device
-from tapeout.compiler.reference import Progress
+from tapeout.compiler.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, ModelError
 from tapeout.models import circuit_of, split_circuit
@@ -161,7 +161,7 @@ def run_patch(
         DataError: for a part that the sweep cannot be of, or prompts that cannot be made.
         UnsupportedError: see `Sweep`.
     """
-    notify = progress or (lambda what, done, total: None)
+    notify = progress or silent
     make, parts = _MAKE[sweep]
     chosen = parts[0] if part is None else part
     if chosen not in parts:

@@ -209,7 +209,7 @@ class TestArraysByContent:
         assert torch.equal(evaluate(Array(value.T, "w")), value.T)
 
     def test_layouts_in_chunks_hash_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import tapeout.ir.array as module
+        import tapeout.ir.hashing as module
 
         monkeypatch.setattr(module, "_CHUNK", 8)
         value = tensor(7, 5, 3, seed=4)

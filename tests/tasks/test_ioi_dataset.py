@@ -104,7 +104,7 @@ def test_the_default_is_a_hundred_mixed_prompts_of_one_length(tokenizer: PreTrai
 
 def test_the_tensors_are_int64_and_on_the_device(bpe: PreTrainedTokenizerFast) -> None:
     dataset = IOIDataset(N=3, tokenizer=bpe, device="meta")
-    tensors = [dataset.prompts_toks, dataset.lengths, dataset.io_tokenIDs, dataset.s_tokenIDs]
+    tensors = [dataset.prompts_toks, dataset.lengths, dataset.io_tokenIDs, dataset.s_tokenIDs, dataset.labels]
     tensors += dataset.word_idx.values()
     assert dataset.device == torch.device("meta")
     assert {(tensor.dtype, tensor.device.type) for tensor in tensors} == {(torch.int64, "meta")}
@@ -399,6 +399,7 @@ def test_flipping_the_order_exchanges_the_first_two_names(
     assert torch.equal(flipped.word_idx["S1"], dataset.word_idx["IO"])
     assert torch.equal(flipped.word_idx["S2"], dataset.word_idx["S2"])
     assert torch.equal(flipped.io_tokenIDs, dataset.io_tokenIDs)
+    assert torch.equal(flipped.labels.T, torch.stack([flipped.io_tokenIDs, flipped.s_tokenIDs]))
     assert torch.equal(flipped.s_tokenIDs, dataset.s_tokenIDs)
     for before, after in zip(dataset.ioi_prompts, flipped.ioi_prompts, strict=True):
         assert {before.order, after.order} == {"ABBA", "BABA"}
