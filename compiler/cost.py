@@ -87,17 +87,11 @@ def is_view(node: Circuit) -> bool:
 def size_of(size: Size, batch: Sizes) -> int:
     if isinstance(size, int):
         return size
-    out = size.factor
-    for name in size.dims:
-        out *= batch if isinstance(batch, int) else batch[name]
-    return out
+    return size.factor * prod(batch if isinstance(batch, int) else batch[name] for name in size.dims)
 
 
 def elements(node: Circuit, batch: Sizes) -> int:
-    out = 1
-    for size in node.shape:
-        out *= size_of(size, batch)
-    return out
+    return prod(size_of(size, batch) for size in node.shape)
 
 
 def value_bytes(roots: Sequence[Circuit], batch: Sizes, dtype: torch.dtype) -> Bytes:

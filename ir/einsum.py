@@ -283,7 +283,8 @@ def axis_letter(number: int) -> str:
     return chr(ord("A") + number - 26) if number < 52 else chr(0x400 + number - 52)
 
 
-def _axis_number(letter: str) -> int:
+def axis_number(letter: str) -> int:
+    """The axis that `axis_letter` writes with that letter."""
     if "a" <= letter <= "z":
         return ord(letter) - ord("a")
     return ord(letter) - ord("A") + 26 if "A" <= letter <= "Z" else ord(letter) - 0x400 + 52
@@ -291,7 +292,7 @@ def _axis_number(letter: str) -> int:
 
 def read_axes(word: str) -> Axes:
     """The axes that a word of letters stands for."""
-    return tuple(map(_axis_number, word))
+    return tuple(map(axis_number, word))
 
 
 def write_einsum(in_axes: tuple[Axes, ...], out_axes: Axes) -> str:

@@ -17,6 +17,7 @@ from tapeout.ir.module import Module
 from tapeout.ir.search_objects import TransformIn
 from tapeout.ir.symbol import Symbol
 from tapeout.ir.trampoline import memoised
+from tapeout.ir.update import check_found
 
 States = tuple[State | None, ...]
 
@@ -72,7 +73,7 @@ class Expander:
             if self.default_fancy_validate if fancy_validate is None else fancy_validate:
                 matcher.validate(circuit)
             if wanted is not False:
-                matcher.update(circuit, lambda node: node, assert_found=wanted)
+                check_found(circuit, matcher, wanted)
         out = self._batch(circuit)
         if out is circuit and (self.default_assert_different if assert_different is None else assert_different):
             raise MatchError(f"expanding {circuit!r} changes nothing", hint="nothing matched, or nothing was replaced")

@@ -20,8 +20,17 @@ from tapeout.ir.functions import Function
 from tapeout.ir.sizes import Shape, SizeMismatch, Unifier, format_shape
 
 
+class _Kernel:
+    """What kernels have in common."""
+
+    __slots__ = ()
+
+    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
+        raise UnsupportedError(f"{node!r} is never expanded", hint="expand circuits before kernels are recognised")
+
+
 @dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(_Kernel):
     """`einsum(x, weight) + bias`: x and weight share the contracted axes and no other.
 
     Attributes:
@@ -50,9 +59,6 @@ class Linear:
                 raise ShapeError(f"{self.name}: bias {bias[0]!r} does not fit {product!r}", hint="one size an axis")
         return product.shape, join_dtypes(node, node.children)
 
-    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
-        raise _not_expanded(self.name)
-
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         x, weight, *bias = tensors
         out = torch.einsum(x, list(self.x_axes), weight, list(self.weight_axes), list(self.out_axes))
@@ -64,7 +70,7 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNorm:
+class LayerNorm(_Kernel):
     """Layer normalisation of the last axis, with scale and bias: children x [..., h], scale [h], bias [h]."""
 
     eps: float
@@ -76,16 +82,13 @@ class LayerNorm:
     def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
         return node.children[0].shape, join_dtypes(node, node.children)
 
-    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
-        raise _not_expanded(self.name)
-
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         x, scale, bias = tensors
         return torch.nn.functional.layer_norm(x, x.shape[-1:], scale, bias, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
-class RMSNorm:
+class RMSNorm(_Kernel):
     """Root-mean-square normalisation of the last axis, with scale: children x [..., h], scale [h]."""
 
     eps: float
@@ -97,16 +100,13 @@ class RMSNorm:
     def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
         return node.children[0].shape, join_dtypes(node, node.children)
 
-    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
-        raise _not_expanded(self.name)
-
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         x, scale = tensors
         return torch.nn.functional.rms_norm(x, x.shape[-1:], scale, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
-class Rotary:
+class Rotary(_Kernel):
     """Rotary position embedding (Su et al. 2021), halves turned: `x * cos + rotate_half(x) * sin`.
 
     Children x [..., c], cos and sin, which are broadcast to x and have its last axis.
@@ -127,9 +127,6 @@ class Rotary:
             raise ShapeError(f"{self.name}: the last axis of {x!r} has no two halves", hint="an even size")
         return x.shape, join_dtypes(node, node.children)
 
-    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
-        raise _not_expanded(self.name)
-
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         x, cos, sin = tensors
         first, second = x.chunk(2, -1)
@@ -137,7 +134,7 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(_Kernel):
     """Softmax attention: queries [..., q, c], keys [..., k, c], values [..., k, v], perhaps a mask [q, k] of 0 and 1.
 
     Keys and values may have fewer heads (the axis before the last two) than queries, which then share them: each
@@ -179,9 +176,6 @@ class Attention:
             ) from None
         return (*batch, q.shape[-2], v.shape[-1]), join_dtypes(node, node.children[:3])
 
-    def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
-        raise _not_expanded(self.name)
-
     def apply(self, *tensors: torch.Tensor) -> torch.Tensor:
         q, k, v, *mask = tensors
         if k.shape[:-2] != q.shape[:-2]:
@@ -193,10 +187,6 @@ class Attention:
         if allowed is not None:
             scores = scores.masked_fill(~allowed, float("-inf"))
         return torch.softmax(scores, -1) @ v
-
-
-def _not_expanded(name: str) -> UnsupportedError:
-    return UnsupportedError(f"{name} is never expanded", hint="expand circuits before kernels are recognised")
 
 
 def _read_linear(x: str, weight: str, out: str, bias: str | None) -> Linear:

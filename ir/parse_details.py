@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import prod
 from uuid import UUID
 
 import torch
 
 from tapeout.ir.axis_index import AxisIndex, Picks, Span, axis_index
-from tapeout.ir.einsum import Axes
+from tapeout.ir.einsum import Axes, axis_number
 from tapeout.ir.errors import ParseError
 from tapeout.ir.hashing import HASH_DIGITS
 from tapeout.ir.quote import QUOTED, unquote
@@ -69,11 +70,7 @@ def _axis_of(match: re.Match[str]) -> int:
     number, letter, wrong = match.groups()
     if wrong is not None:
         raise ParseError(f"{wrong!r} is no axis", hint="an axis is a letter, or a number in braces")
-    if number is not None:
-        return int(number)
-    if letter >= "\u0400":
-        return ord(letter) - 0x400 + 52
-    return ord(letter) - ord("a") if letter.islower() else ord(letter) - ord("A") + 26
+    return axis_number(letter) if number is None else int(number)
 
 
 def read_index(text: str, tensors: TensorTable) -> list[AxisIndex]:
@@ -157,10 +154,7 @@ class TensorTable:
         sizes = [size for size in shape if isinstance(size, int)]
         tensor = self._find(digest)
         wanted = dtype or tensor.dtype
-        count = 1
-        for size in sizes:
-            count *= size
-        if len(sizes) != len(shape) or min(sizes, default=0) < 0 or count * wanted.itemsize != tensor.nbytes:
+        if len(sizes) != len(shape) or min(sizes, default=0) < 0 or prod(sizes) * wanted.itemsize != tensor.nbytes:
             raise ParseError(
                 f"the tensor {digest} has {tensor.nbytes} bytes: no {format_shape(shape)} of {wanted}",
                 hint="give the tensor that the circuit was printed with",

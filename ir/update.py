@@ -31,7 +31,7 @@ def update(
     if fancy_validate:
         iterative.validate(circuit)
     if assert_found is not False:
-        _check_found(circuit, iterative, matcher, assert_found)
+        check_found(circuit, matcher, assert_found)
     plain = iterative.plain
     if plain is not None:
         out = _update_plain(circuit, plain, transform)
@@ -45,10 +45,9 @@ def update(
     return out
 
 
-def _check_found(
-    circuit: Circuit, iterative: IterativeMatcher, matcher: IterativeMatcherIn, wanted: bool | int
-) -> None:
-    count = len(get(circuit, iterative))
+def check_found(circuit: Circuit, matcher: IterativeMatcherIn, wanted: bool | int) -> None:
+    """Raises MatchError unless so many nodes match, or for True any."""
+    count = len(get(circuit, matcher))
     if count == 0 if wanted is True else count != wanted:
         raise MatchError(
             f"{count} nodes match {matcher!r} below {circuit!r}, where "

@@ -16,6 +16,9 @@ from tapeout.passes.base import Pass
 
 Roots = tuple[Circuit, ...]
 
+MOST_ROUNDS = 100
+"""How often a pass goes over a circuit anew; one round does most, the others what the one before has opened."""
+
 
 class Origins(dict[Circuit, str]):
     """For a node the name of what it stands for in the circuit that was given.
@@ -49,6 +52,15 @@ class ExecutionPass(Pass):
 
     def run(self, circuit: Circuit) -> Circuit:
         return without_gc(self.run_many)((circuit,), Origins())[0]
+
+
+def until_unchanged(step: Callable[[Roots, Origins], Roots], roots: Roots, origins: Origins) -> Roots:
+    """What a step gives when it is done again and again until it gives the very roots back, or `MOST_ROUNDS` times."""
+    for _ in range(MOST_ROUNDS):
+        before, roots = roots, step(roots, origins)
+        if roots is before:
+            break
+    return roots
 
 
 def rewrite(roots: Roots, rule: Callable[[Circuit], Circuit], origins: Origins) -> Roots:

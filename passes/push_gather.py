@@ -16,14 +16,11 @@ from tapeout.ir.rearrange import arranged
 from tapeout.ir.sizes import Size
 from tapeout.ir.trampoline import memoised
 from tapeout.passes.base import register
-from tapeout.passes.execution import ExecutionPass, Origins, Roots
+from tapeout.passes.execution import ExecutionPass, Origins, Roots, until_unchanged
 from tapeout.passes.merge_gathered import merge_gathered
 
 ASSUMED_SIZE = 128
 """What a symbolic size (a batch) is taken for when costs are compared."""
-
-MOST_ROUNDS = 100
-"""A look-up in what a look-up gives is pushed in a round of its own."""
 
 
 @register(
@@ -36,11 +33,8 @@ class PushGather(ExecutionPass):
     """Pushes gen_index through products, sums and elementwise functions to the rows of weights."""
 
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
-        for _ in range(MOST_ROUNDS):
-            before, roots = roots, _pushed(roots, origins)
-            if roots is before:
-                break
-        return merge_gathered(roots, origins)
+        pushed = until_unchanged(_pushed, roots, origins)  # a look-up in what a look-up gives needs another round
+        return merge_gathered(pushed, origins)
 
 
 @dataclass(frozen=True, slots=True)

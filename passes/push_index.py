@@ -15,10 +15,7 @@ from tapeout.ir.axis_index import FULL, AxisIndex, Picks
 from tapeout.ir.index_rules import AxisIndices, Read, canonical, everything, is_everything
 from tapeout.ir.sizes import Shape, Size
 from tapeout.passes.base import register
-from tapeout.passes.execution import ExecutionPass, Origins, Roots
-
-MOST_ROUNDS = 100
-"""One round does it, but where a node vanishes (of a concat one part is left) what was stopped there goes on."""
+from tapeout.passes.execution import ExecutionPass, Origins, Roots, until_unchanged
 
 
 @register(
@@ -31,11 +28,7 @@ class PushIndex(ExecutionPass):
     """Pushes indices towards the leaves: a node of which all readers take the same slice is that slice."""
 
     def run_many(self, roots: Roots, origins: Origins) -> Roots:
-        for _ in range(MOST_ROUNDS):
-            before, roots = roots, _pushed(roots, origins)
-            if roots is before:
-                break
-        return roots
+        return until_unchanged(_pushed, roots, origins)  # where a node vanishes, what was stopped there goes on
 
 
 @dataclass(frozen=True, slots=True)
