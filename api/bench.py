@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,11 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from tapeout.backends.devices import as_device
+from tapeout.compiler.compile import BACKENDS
 from tapeout.ir.errors import ModelError
+from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi import IOIDataset
-from tapeout.tasks.ioi.bench import BenchResult, run_bench
+from tapeout.tasks.ioi.bench import BenchResult, check_ways, run_bench
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
 from tapeout.tasks.ioi.setting import Setting
 
@@ -25,10 +27,14 @@ def bench(
     model: Annotated[str, typer.Argument(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts, of one template.")] = 100,
     backend: Annotated[
-        list[str] | None, typer.Option(help="A backend to measure (fx, torchscript, inductor, onnx); fx by default.")
+        list[str] | None,
+        typer.Option(help=f"A backend to measure ({', '.join(BACKENDS)}), fx by default; may be given several times."),
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(help="A dtype to measure (float32, bfloat16, float64); float32 by default.")
+        list[str] | None,
+        typer.Option(
+            help="A dtype to measure (float32, bfloat16, float64), float32 by default; may be given several times."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help='Where it runs: "cpu", or "cuda" on a machine with a GPU.')] = "cpu",
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
@@ -38,26 +44,34 @@ def bench(
 
     Times are multiples of the limit: the operations that the answer needs, divided by the rate at which this
     machine multiplies matrices, measured in the same run. Everything is measured in turn; medians are reported.
+    What a backend does not support is said and left out.
+
+    Exit code 2: bad options, model or data. 130: interrupted.
+
+    Example: `tapeout bench smollm2-135m -n 20 --backend fx --backend onnx`
     """
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
+    backends, dtypes = list(dict.fromkeys(backend or ["fx"])), list(dict.fromkeys(dtype or ["float32"]))
+    check_ways(backends, dtypes)
     where = as_device(device)
-    result = run_bench(_setting(model, n).to(where), backend or ["fx"], dtype or ["float32"], repeat, say)
+    result = run_bench(_setting(model, n, say).to(where), backends, dtypes, repeat, say)
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json_text(result.to_json()))
     else:
         _print_result(result)
 
 
-def _setting(name: str, n: int) -> Setting:
-    checkpoint = load_checkpoint(name)
+def _setting(name: str, n: int, say: Callable[[str], None]) -> Setting:
+    checkpoint = load_checkpoint(name, progress=say)
     if checkpoint.tokenizer is None:
         raise ModelError(
             f"{name} has no tokenizer, and IOI prompts are made of text", hint="use a checkpoint that has one"
         )
     data = IOIDataset("mixed", n, tokenizer=checkpoint.tokenizer, nb_templates=1)
+    say("splitting the circuit by head and position")
     circuits, info = circuit_of(checkpoint.model)
     split, _ = split_circuit(circuits, info, data.max_len)
     return Setting(checkpoint.source, checkpoint.model, logit_diff_circuit(split), data.prompts_toks, data.labels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -53,13 +55,38 @@ def _group(
 def main() -> None:
     """The entry point: errors as messages, Ctrl-C as a clean stop."""
     keep_freed_memory()
+    sys.unraisablehook = _unraisable
     try:
-        app(prog_name="tapeout")
+        try:
+            app(prog_name="tapeout")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here its errors can still be told
     except TapeoutError as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        print(f"error: {error}{notes}", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"{error}{notes}")
+    except MemoryError:
+        _fail("memory ran out\nhint: ask for fewer prompts (-n)")
+    except BrokenPipeError:  # who reads our output has seen enough
+        sys.stdout = None  # type: ignore[assignment]  # what could not be written is not tried again at the end
+        sys.exit(1)
+    except OSError as error:
+        sys.stdout = None  # type: ignore[assignment]
+        _fail(f"{error}\nhint: check that the files are there, and the disk's space")
     except SystemExit as end:
         if end.code == INTERRUPTED:
             print("stopped", file=sys.stderr)
         raise
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    """Sends a Ctrl-C again that Python dropped, because it came while a callback of a weak reference ran."""
+    if issubclass(what.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(what)

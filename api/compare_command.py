@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any
 
@@ -16,6 +15,8 @@ from tapeout.compiler.compare import Compared, Comparison
 from tapeout.compiler.compare import compare as compare_circuit
 from tapeout.compiler.compile import BACKENDS
 from tapeout.compiler.peers import rust_circuit_peer
+from tapeout.ir.errors import DataError
+from tapeout.json_output import json_text
 from tapeout.progress import progress_line
 from tapeout.tasks.ioi.setting import Setting, hugging_face_logit_diff, load_setting
 
@@ -40,8 +41,8 @@ def compare(
         bool,
         typer.Option(
             "--bisect",
-            help="Name the first node at which two backends part: the first two of --backends; and each that is "
-            "out of tolerance from the reference.",
+            help="Name the first node at which two backends part: the first two of --backends, one alone and the "
+            "reference; and each that is out of tolerance from the reference.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -53,8 +54,12 @@ def compare(
     grew, at most, while a way was made and called first.
 
     Exit code 1: a backend is out of tolerance. Exit code 2: bad options, model or data. 130: interrupted.
+
+    Example: `tapeout compare smollm2-135m --backends fx,onnx --dtypes float32,bfloat16 --bisect`
     """
-    names = list(BACKENDS) if backends == "all" else _words(backends)
+    names, kinds = list(BACKENDS) if backends == "all" else _words(backends), _words(dtypes)
+    if not kinds:
+        raise DataError("no dtype was named", hint="there are float32, bfloat16, float64")
     with progress_line(quiet=as_json) as notify:
         setting = load_setting(model, n, length, seed, notify)
         peers = {
@@ -62,20 +67,28 @@ def compare(
             "rust_circuit": lambda: rust_circuit_peer(setting.metric, setting.inputs),
         }
         result = compare_circuit(
-            setting.metric, setting.inputs, names, _words(dtypes), peers=peers, repeat=repeat, sizes=sizes,
+            setting.metric, setting.inputs, names, kinds, peers=peers, repeat=repeat, sizes=sizes,
             progress=notify,
         )  # fmt: skip
         partings = _partings(setting, result, names, notify) if bisecting else {}
     if as_json:
-        print(json.dumps(_facts(setting, result, partings, bisecting)))
+        print(json_text(_facts(setting, result, partings, bisecting)))
     else:
         _print(setting, result, partings)
     if not result.within:
-        worst = [f"{way.name} in {way.dtype}" for way in result.ways if not way.within]
-        print(f"error: out of tolerance: {', '.join(worst) or 'no backend gave values'}", file=sys.stderr)
-        if not bisecting:
-            print("hint: --bisect names the first node at which two backends part", file=sys.stderr)
+        _say_what_is_wrong(result, bisecting)
         raise typer.Exit(1)
+
+
+def _say_what_is_wrong(result: Comparison, bisecting: bool) -> None:
+    worst = [f"{way.name} in {way.dtype}" for way in result.ways if not way.within]
+    if not worst:
+        refused = [f"\n  {way.name} in {way.dtype}: {way.note}" for way in result.ways if way.tolerance is not None]
+        print(f"error: no backend gave values{''.join(refused)}\nhint: other --backends or --dtypes", file=sys.stderr)
+        return
+    print(f"error: out of tolerance: {', '.join(worst)}", file=sys.stderr)
+    if not bisecting:
+        print("hint: --bisect names the first node at which two backends part", file=sys.stderr)
 
 
 def _words(text: str) -> list[str]:
@@ -90,10 +103,10 @@ def _partings(
     ran = [way for way in result.ways if way.tolerance is not None and way.deviation is not None]
     pairs = [(way.name, REFERENCE, way.dtype) for way in ran if not way.within]
     for dtype in dict.fromkeys(way.dtype for way in ran):
-        usable = [way.name for way in ran if way.dtype == dtype]
-        pairs += [(usable[0], usable[1], dtype)] if len(usable) > 1 else []
+        left, right = [*(way.name for way in ran if way.dtype == dtype), REFERENCE][:2]
+        pairs.append((left, right, dtype))
     out = {}
-    for left, right, dtype in pairs:
+    for left, right, dtype in dict.fromkeys(pairs):
         notify(f"bisecting {left} and {right}", 0, 0)
         out[left, right, dtype] = bisect(setting.metric, few, (left, right), dtype)
     return out

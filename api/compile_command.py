@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,8 @@ import typer
 from rich.console import Console
 
 from tapeout.compiler import compile as compile_circuit
-from tapeout.ir.errors import ArtefactError
+from tapeout.compiler.artefact import check_target
+from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
@@ -31,15 +31,19 @@ def compile(
     """Compiles the IOI logit difference of a model and writes it to a folder.
 
     The artefact takes `tokens` [N, length] and `labels` [N, 2] (the IO and the S token), both int64, for any N,
-    and gives one logit difference a prompt. `tapeout.load(PATH)` reads it.
+    and gives one logit difference a prompt. `tapeout.load(PATH)` reads it. `tapeout export` adds a certificate and a
+    page that says how to run it.
+
+    Exit code 2: bad options or model, an existing folder. 130: interrupted; nothing half-written is left.
+
+    Example: `tapeout compile --out ioi.tapeout --backend torchscript`
     """
 
     def say(line: str) -> None:
         if not as_json:
             print(line, file=sys.stderr)
 
-    if out.exists() and not force:
-        raise ArtefactError(f"{out} exists", hint="give another name, or --force to replace it")
+    check_target(out.resolve(), force)
     checkpoint = load_checkpoint(model, progress=say)
     circuits, info = circuit_of(checkpoint.model, source=checkpoint.source)
     say("splitting the circuit by head and position")
@@ -62,7 +66,7 @@ def compile(
         "packed_bytes": cost.packed_bytes,
     }
     if as_json:
-        print(json.dumps(facts))
+        print(json_text(facts))
         return
     console = Console()
     console.print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from tapeout.compiler.artefact import check_target
 from tapeout.compiler.export import export as export_circuit
+from tapeout.json_output import json_text
 from tapeout.progress import progress_line
 from tapeout.tasks.ioi.setting import load_setting
 
@@ -48,6 +48,8 @@ def export(
 
     Exit code 2: bad options, model or data, an existing folder, values out of tolerance. 130: interrupted; nothing
     half-written is left.
+
+    Example: `tapeout export smollm2-135m --out ioi --format onnx`; then read `ioi/README.md`
     """
     check_target(out.resolve(), force)
     given = {"opset": opset, "attention_op": attention_op, "external_data": external_data}
@@ -61,7 +63,7 @@ def export(
         )  # fmt: skip
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if as_json:
-        print(json.dumps({"path": str(out), "bytes": size, "certificate": certificate}))
+        print(json_text({"path": str(out), "bytes": size, "certificate": certificate}))
         return
     errors, circuit = certificate["errors"], certificate["circuit"]["sha256"]
     console = Console()

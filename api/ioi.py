@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tapeout.json_output import json_text
 from tapeout.progress import progress_line
 from tapeout.tasks.ioi.experiment import IOIResult, run_ioi
 
@@ -53,6 +53,8 @@ def ioi(
 
     The same prompts are given to the Hugging Face model that the circuit was made from. Exit code 1: the
     two differ by more than the dtype allows. Exit code 2: bad options, model or data. 130: interrupted.
+
+    Example: `tapeout ioi --model my-checkpoint -n 50 --lengths any`
     """
     with progress_line(quiet=as_json) as notify:
         result = run_ioi(
@@ -67,7 +69,7 @@ def ioi(
             progress=notify,
         )
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json_text(result.to_json()))
     else:
         _print_result(result, Console())
     if not result.within_tolerance:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tapeout.compiler.compile import BACKENDS
-from tapeout.ir.errors import ArtefactError
-from tapeout.ir.folders import written_folder
+from tapeout.ir.errors import ArtefactError, DataError
+from tapeout.ir.folders import check_writable, written_folder
+from tapeout.json_output import json_text
 from tapeout.progress import progress_line
 from tapeout.tasks.patching.experiment import FlipName, PatchResult, SweepName, run_patch
 from tapeout.tasks.patching.heat_map import heat_map, write_heat_map
@@ -51,7 +51,7 @@ def patch(
         Literal["mixed", "ABBA", "BABA"], typer.Option(help="Which name comes first; see tapeout ioi.")
     ] = "mixed",
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
-    backend: Annotated[str, typer.Option(help=f"What computes: {', '.join(BACKENDS)}.")] = "fx",
+    backend: Annotated[Literal["fx", "torchscript", "inductor", "onnx"], typer.Option(help="What computes.")] = "fx",
     dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")] = "float32",
     device: Annotated[str, typer.Option(help='Where it runs: "cpu", or "cuda" on a machine with a GPU.')] = "cpu",
     max_memory: Annotated[
@@ -70,8 +70,10 @@ def patch(
     prints), and heat_map.png and heat_map.html (the values under the pointer). Ctrl-C writes what is finished.
 
     Exit code 2: bad options, model or data. 130: interrupted.
+
+    Example: `tapeout patch smollm2-135m --sweep direct --out direct`
     """
-    target = out.resolve()
+    target, limit = out.resolve(), None if max_memory is None else _bytes(max_memory)
     _check_target(target, force)
     with progress_line(quiet=as_json) as notify:
         result = run_patch(
@@ -85,29 +87,34 @@ def patch(
             backend=backend,
             dtype=dtype,
             device=device,
-            max_memory=None if max_memory is None else int(max_memory * 1e9),
+            max_memory=limit,
             planned=None if as_json else _say_estimate,
             progress=notify,
         )
         notify("drawing the heat map", 0, 0)
         _write(result, target)
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json_text(result.to_json()))
     else:
         _print(result, target)
     if not result.result.complete:
         raise typer.Exit(_INTERRUPTED)
 
 
+def _bytes(gigabytes: float) -> int:
+    if not (math.isfinite(gigabytes) and gigabytes > 0):
+        raise DataError(f"--max-memory is {gigabytes:g}", hint="give GB, such as 4 or 0.5, or leave it out")
+    return int(gigabytes * 1e9)
+
+
 def _check_target(target: Path, force: bool) -> None:
-    if not target.exists():
-        return
-    if not force:
+    if target.exists() and not force:
         raise ArtefactError(f"{target} exists", hint="give another name, or --force to replace it")
-    if not (target / SUMMARY).is_file():
+    if target.exists() and not (target / SUMMARY).is_file():
         raise ArtefactError(
             f"{target} exists and was not written by this command", hint="give another name, or remove what is there"
         )
+    check_writable(target)
 
 
 def _say_estimate(estimate: Estimate) -> None:
@@ -121,9 +128,10 @@ def _say_estimate(estimate: Estimate) -> None:
 def _write(result: PatchResult, target: Path) -> None:
     with written_folder(target) as folder:
         result.result.save(folder / "sweep")
-        (folder / SUMMARY).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
-        matrix = result.matrix().rename("change of the logit difference")
-        write_heat_map(heat_map(matrix, f"{_TITLES[result.sweep]}: {result.model}"), folder)
+        (folder / SUMMARY).write_text(json_text(result.to_json(), indent=1) + "\n", encoding="utf-8")
+    # The numbers are there, whatever becomes of the pictures.
+    matrix = result.matrix().rename("change of the logit difference")
+    write_heat_map(heat_map(matrix, f"{_TITLES[result.sweep]}: {result.model}"), target)
 
 
 def _print(result: PatchResult, target: Path) -> None:

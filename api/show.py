@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from tapeout.compiler.artefact import CIRCUITS
 from tapeout.ir import Array, Circuit, Matcher, PrintOptions, Regex, circuit_text, new_traversal, postorder
 from tapeout.ir.errors import MatchError
 
 
 def show(
-    path: Annotated[Path, typer.Argument(help="A folder that Circuit.save wrote.")],
-    depth: Annotated[int, typer.Option(help="How many levels below the top to print; -1 for all of them.")] = 3,
+    path: Annotated[
+        Path, typer.Argument(help="A folder that Circuit.save wrote, or an artefact: then the optimised circuit.")
+    ],
+    depth: Annotated[int, typer.Option(min=-1, help="How many levels below the top to print; -1 for all of them.")] = 3,
     types: Annotated[bool, typer.Option("--types", help="Print the dtype of every node.")] = False,
     names: Annotated[
         str | None, typer.Option(help="Print only the nodes whose names this regular expression finds.")
@@ -24,8 +27,10 @@ def show(
 
     A line is a node, its children are indented; `...` ends a line whose children are too deep to be
     printed, and a node that occurs again is printed by its name alone.
+
+    Example: `tapeout show ioi.tapeout --depth 5`, after `tapeout compile --out ioi.tapeout`
     """
-    circuit = Circuit.load(path)
+    circuit = Circuit.load(path / CIRCUITS if (path / CIRCUITS).is_dir() else path)
     tops = (circuit,) if names is None else _named(circuit, names)
     options = PrintOptions(
         traversal=None if depth < 0 else new_traversal(end_depth=depth + 1),

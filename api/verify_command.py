@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tapeout.compiler.certificate import CERTIFICATE
 from tapeout.compiler.certificate import verify as verify_artefact
 from tapeout.ir.errors import ArtefactError
+from tapeout.json_output import json_text
 from tapeout.progress import progress_line
 
 
@@ -22,19 +23,23 @@ def verify(
     """Runs an exported artefact again on its recorded inputs.
 
     Exit code 1: a file is missing or altered, the artefact does not run here, or the numbers are not those of the
-    certificate. 130: interrupted.
+    certificate. Exit code 2: no folder with a certificate was given. 130: interrupted.
+
+    Example: `tapeout verify ioi`, after `tapeout export smollm2-135m --out ioi`
     """
+    if not (folder / CERTIFICATE).is_file():
+        raise ArtefactError(f"there is no {folder / CERTIFICATE}", hint="give the folder that tapeout export wrote")
     try:
         with progress_line(quiet=as_json) as notify:
             notify(f"verifying {folder}", 0, 0)
             found = verify_artefact(folder)
     except ArtefactError as error:
         if as_json:
-            print(json.dumps({"path": str(folder), "within": False, "problem": error.message, "hint": error.hint}))
+            print(json_text({"path": str(folder), "within": False, "problem": error.message, "hint": error.hint}))
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     if as_json:
-        print(json.dumps({"path": str(folder), **found.to_json()}))
+        print(json_text({"path": str(folder), **found.to_json()}))
     else:
         rows = found.certificate["inputs"]["rows"]
         Console().print(

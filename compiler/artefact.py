@@ -37,7 +37,7 @@ from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, Arte
 from tapeout.ir import Symbol, postorder
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, UnsupportedError
-from tapeout.ir.folders import previous_of, written_folder
+from tapeout.ir.folders import check_writable, previous_of, written_folder
 from tapeout.ir.sizes import BATCH
 from tapeout.ir.store import load_circuits, save_circuits
 from tapeout.passes import PassRecord
@@ -100,21 +100,23 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Compiled
 
 def check_target(target: Path, force: bool) -> None:
     """Raises ArtefactError if a folder cannot be written there: something exists and `force` is not set, or is no
-    artefact."""
+    artefact; or no folder can be made there at all."""
     if not target.name:
         raise ArtefactError(f"{target} is no name for a folder", hint="give the name of a new folder")
-    if not target.exists():
-        return
-    if not force:
+    if target.exists() and not force:
         raise ArtefactError(f"{target} exists", hint="give another name, or force=True (--force) to replace it")
-    try:
-        known = json.loads((target / MANIFEST).read_bytes()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        known = False
-    if not known:
+    if target.exists() and not _is_artefact(target):
         raise ArtefactError(
             f"{target} exists and is no artefact of tapeout", hint="give another name, or remove what is there"
         )
+    check_writable(target)
+
+
+def _is_artefact(target: Path) -> bool:
+    try:
+        return bool(json.loads((target / MANIFEST).read_bytes()).get("format") == FORMAT)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _write(compiled: Compiled, folder: Path) -> None:

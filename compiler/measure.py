@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MACHINE, _CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _RESET_PEAK = "5"
 
 
@@ -55,6 +56,20 @@ def memory_growth() -> Iterator[Growth]:
         growth.peak = max(0, _read("VmHWM") - before)
 
 
+def available_memory() -> int | None:
+    """Bytes that can still be had on this machine, or in this container, without swapping; None where nobody says."""
+    try:
+        free = [_field(_MACHINE, "MemAvailable")]
+    except OSError:
+        return None
+    try:
+        limit, used = ((_CONTAINER / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        free.append(int(limit) - int(used))
+    except (OSError, ValueError):  # no container, or one without a limit: "max"
+        pass
+    return max(0, min(free))
+
+
 def _resident_from_now() -> int | None:
     """Resident bytes at this moment, from which on the peak is counted; None where that cannot be had."""
     try:
@@ -65,6 +80,10 @@ def _resident_from_now() -> int | None:
 
 
 def _read(field: str) -> int:
-    """A field of Linux's account of this process, in bytes."""
-    lines = _STATUS.read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    return _field(_STATUS, field)
+
+
+def _field(file: Path, name: str) -> int:
+    """A field of one of Linux's accounts of memory, in bytes."""
+    lines = file.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

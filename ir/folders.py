@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from tapeout.ir.errors import ArtefactError
@@ -26,11 +27,29 @@ def written_folder(target: Path) -> Iterator[Path]:
         yield temporary
         publish(temporary, target)
     except OSError as error:
-        raise ArtefactError(
-            f"{target} cannot be written: {error}", hint="check the disk's space and the folder's permissions"
-        ) from error
+        raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(target: Path) -> None:
+    """Tries to make a folder beside the target, which is absolute: before long work whose result goes there.
+
+    Raises:
+        ArtefactError: if none can be made.
+    """
+    try:
+        beside = next(folder for folder in target.parents if folder.exists())
+        with TemporaryDirectory(dir=beside, prefix=f".{target.name}."):
+            pass
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _unwritable(target: Path, error: OSError) -> ArtefactError:
+    return ArtefactError(
+        f"{target} cannot be written: {error}", hint="check the disk's space and the folder's permissions"
+    )
 
 
 def publish(built: Path, target: Path) -> None:

@@ -24,17 +24,24 @@ def auto_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def quiet_transformers(*, bars: bool = False) -> Iterator[None]:
-    """Keep transformers from printing warnings and (unless `bars`) progress bars; restores both."""
+    """Keep transformers from printing warnings and (unless `bars`) progress bars; restores both.
+
+    The hub's client too: without a network it warns of each of its attempts.
+    """
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     if not bars and had_bars:
         logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if not bars and had_bars:
             logging.enable_progress_bar()
 

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from tapeout.compiler import compile
+from tapeout.compiler.compile import DTYPES, builder
 from tapeout.compiler.measure import measure
-from tapeout.ir.errors import UnsupportedError
+from tapeout.ir.dtypes import as_dtype
+from tapeout.ir.errors import TypeMismatchError, UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset
 from tapeout.tasks.ioi.exported import exported_logit_diff
 from tapeout.tasks.ioi.setting import Setting, hugging_face_logit_diff
@@ -92,11 +94,13 @@ def run_bench(
         say: called with one line of text as each stage begins.
 
     Raises:
-        UnsupportedError: if `repeat` is less than 1.
+        UnsupportedError: if `repeat` is less than 1, or there is no such backend.
+        TypeMismatchError: if nothing is computed in a dtype.
         TapeoutError: see `compile`. What a backend does not support is said and left out.
     """
     if repeat < 1:
         raise UnsupportedError(f"{repeat} rounds measure nothing", hint="use 1 or more, or leave it out")
+    check_ways(backends, dtypes)
     calls, made = _ways(setting, backends, dtypes, say)
     say("measuring")
     products = _products(setting.tokens.device)
@@ -112,6 +116,15 @@ def run_bench(
         for name, call in calls.items()
     ]
     return BenchResult(setting.name, len(setting.tokens), flops, rate, limit, torch.get_num_threads(), ways)
+
+
+def check_ways(backends: Sequence[str], dtypes: Sequence[str]) -> None:
+    """Raises what `run_bench` raises for names of backends and dtypes, before a model is loaded."""
+    for backend in backends:
+        builder(backend)
+    for dtype in dtypes:
+        if as_dtype(dtype) not in DTYPES:
+            raise TypeMismatchError(f"cannot compute in {dtype}", hint="use float32, float64 or bfloat16")
 
 
 def _products(device: torch.device) -> dict[str, Call]:

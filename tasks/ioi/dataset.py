@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tapeout.backends.devices import as_device
+from tapeout.compiler.measure import available_memory
 from tapeout.ir.errors import DataError
 from tapeout.tasks.ioi.prompts import (
     FAMILY_NAMES,
@@ -41,6 +42,9 @@ from tapeout.tasks.ioi.tokens import (
 
 Lengths = Literal["equal", "any"]
 Rows = slice | Sequence[int] | Sequence[bool] | Tensor
+
+BYTES_A_PROMPT = 4096
+"""What a prompt takes while a dataset is made: its record, text and tokens. Measured, and rounded up."""
 
 POSITIONS = ("IO", "S1", "S1+1", "S2", "END")
 """The keys of `IOIDataset.word_idx`."""
@@ -90,9 +94,9 @@ class IOIDataset:
 
     Raises:
         DataError: an unknown option, or a tokenizer that is none; fewer than one prompt, or more
-            than can be distinct; fewer templates of one length than asked for; a tokenizer in which too few
-            words are single tokens, in which a prompt's words merge with their surroundings, or without a
-            token to pad with.
+            than can be distinct or than memory holds; fewer templates of one length than asked for; a tokenizer
+            in which too few words are single tokens, in which a prompt's words merge with their surroundings,
+            or without a token to pad with.
         ModelError: no tokenizer was given, and GPT-2's cannot be loaded.
         UnsupportedError: a device that is not here.
     """
@@ -141,6 +145,7 @@ class IOIDataset:
             family=prompt_family,
         )
         _check_capacity(N, space, prompt_type)
+        _check_memory(N)
         rng = random.Random(seed)
         self._encoder = encoder
         self._rng = rng
@@ -285,6 +290,16 @@ def _check_capacity(count: int, space: PromptSpace, prompt_type: PromptType) -> 
                 f"prompt type: {prompt_type}, family: {space.family}",
             ],
             hint=f"ask for at most N={possible}, or allow more templates",
+        )
+
+
+def _check_memory(count: int) -> None:
+    free = available_memory()
+    if free is not None and count * BYTES_A_PROMPT > free:
+        raise DataError(
+            f"{count} prompts take about {count * BYTES_A_PROMPT / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory "
+            "are free",
+            hint=f"ask for at most N={free // BYTES_A_PROMPT}, or make one dataset after the other with other seeds",
         )
 
 

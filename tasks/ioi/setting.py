@@ -97,7 +97,7 @@ def _prompts(checkpoint: Checkpoint, n: int, length: int | None, seed: int) -> t
     generator = torch.Generator().manual_seed(seed)
     vocabulary = checkpoint.model.config.vocab_size
     tokens = torch.randint(vocabulary, (n, length or DEFAULT_LENGTH), generator=generator)
-    return tokens, torch.randint(vocabulary, (n, 2), generator=generator), "random tokens"
+    return tokens, torch.randint(vocabulary, (n, 2), generator=generator), "random prompts"
 
 
 def hugging_face_logit_diff(setting: Setting, **options: Any) -> torch.Tensor:

@@ -91,7 +91,7 @@ class PatchResult:
         return [(dict(zip(axes, labels, strict=True)), float(value)) for labels, value in found.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON's types; the effects by axis, None where there is none."""
+        """JSON's types; the effects by axis, NaN where there is none."""
         effects = self.effects()
         return {
             "model": self.model,
@@ -106,16 +106,9 @@ class PatchResult:
             "sweep_seconds": self.sweep_seconds,
             "estimate": asdict(self.estimate),
             "axes": {str(dim): effects[dim].values.tolist() for dim in effects.dims},
-            "effects": _plain(effects.values.tolist()),
+            "effects": effects.values.tolist(),
             "strongest": [{**labels, "effect": effect} for labels, effect in self.strongest()],
         }
-
-
-def _plain(values: Any) -> Any:
-    """Nested lists with None where there is no number."""
-    if isinstance(values, list):
-        return [_plain(each) for each in values]
-    return values if values == values else None
 
 
 def parts_of(sweep: SweepName) -> tuple[Part, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +79,17 @@ def _records(effects: xr.DataArray) -> list[dict[str, Any]]:
 def write_heat_map(chart: alt.Chart, folder: Path, name: str = "heat_map") -> list[Path]:
     """Writes `name.png` and `name.html` to a folder; the page holds all that it needs and loads nothing.
 
+    Each file appears whole or not at all.
+
     Returns:
         the two files.
     """
     picture, page = BytesIO(), StringIO()
     chart.save(picture, format="png", scale_factor=2)
     chart.save(page, format="html", inline=True)
-    files = [folder / f"{name}.png", folder / f"{name}.html"]
-    files[0].write_bytes(picture.getvalue())
-    files[1].write_text(page.getvalue(), encoding="utf-8")
-    return files
+    contents = {f"{name}.png": picture.getvalue(), f"{name}.html": page.getvalue().encode()}
+    for file, content in contents.items():
+        partial = folder / f".{file}"
+        partial.write_bytes(content)
+        os.replace(partial, folder / file)
+    return [folder / file for file in contents]

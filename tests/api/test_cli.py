@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-from command import Ran, Terminal, shell, words
+from command import COMMAND, Ran, Terminal, shell, words
 from typer.testing import CliRunner
 
 import tapeout
@@ -225,6 +229,37 @@ def test_unknown_command(run: Run) -> None:
     assert "No such command 'ioy'" in words(done.err)
 
 
+def test_output_that_cannot_be_written(checkpoint: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "ioi", "--model", str(checkpoint), "-n", "2", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=300,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        ["error: [Errno 28] No space left on device", "hint: check that the files are there, and the disk's space"],
+    )
+
+
+def test_who_reads_the_output_may_stop(checkpoint: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [*COMMAND, "ioi", "--model", str(checkpoint), "-n", "2", "--json"],
+            stdout=closed, stderr=subprocess.PIPE, text=True, timeout=300,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_memory_that_runs_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("tapeout.ioi.run_ioi", fail)
+    assert run("ioi") == (2, "", "error: memory ran out\nhint: ask for fewer prompts (-n)\n")
+
+
 # -- a terminal
 
 
@@ -250,3 +285,25 @@ def test_ctrl_c(checkpoint: Path) -> None:
     assert (done.code, done.out) == (130, "")
     assert done.err.rstrip().endswith("stopped")
     assert "Traceback" not in done.err
+
+
+def test_ctrl_c_that_comes_while_python_cannot_raise_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a callback of a weak reference, as circuits have many, an exception is dropped."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        class Node:
+            pass
+
+        def callback(_: object) -> None:
+            raise KeyboardInterrupt
+
+        node = Node()
+        reference = weakref.ref(node, callback)
+        del node
+        assert reference() is None
+        time.sleep(20)  # where it comes again
+        pytest.fail("it was dropped")
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
+    monkeypatch.setattr("tapeout.ioi.run_ioi", interrupted)
+    assert run("ioi") == (130, "", "stopped\n")

@@ -70,10 +70,24 @@ def test_out_of_tolerance_exits_with_1_and_is_bisected(
         assert "faulty and reference in float32 part at m0.norm (layer_norm_1e-05 [BATCH" in words(done.out)
 
 
+def test_one_backend_is_bisected_beside_the_reference(checkpoint: Path, run: Run) -> None:
+    done = run("compare", checkpoint, "--backends", "fx", "-n", 2, "--repeat", 0, "--no-sizes", "--bisect")
+    assert (done.code, done.err) == (0, "")
+    assert "fx and reference in float32 agree at every node" in done.out
+
+
+def test_where_no_backend_gives_values_it_says_why(checkpoint: Path, run: Run) -> None:
+    options = ("--backends", "onnx", "--dtypes", "bfloat16", "-n", 2, "--repeat", 0)
+    done = run("compare", checkpoint, *options)
+    assert done.code == 1
+    assert done.err.startswith("error: no backend gave values\n  onnx in bfloat16: ONNX Runtime has no bfloat16")
+    assert done.err.endswith("hint: other --backends or --dtypes\n")
+
+
 def test_a_model_without_tokenizer_is_compared_on_random_tokens(tmp_path: Path, run: Run) -> None:
     directory = tiny.save(tiny.gpt2(60), tmp_path)
     found = json.loads(run("compare", directory, *FAST, "--json", "--length", 7).out)
-    assert (found["within"], found["inputs"], found["length"]) == (True, "random tokens", 7)
+    assert (found["within"], found["inputs"], found["length"]) == (True, "random prompts", 7)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +95,7 @@ def test_a_model_without_tokenizer_is_compared_on_random_tokens(tmp_path: Path, 
     [
         (("--backends", "abacus"), "there is no backend abacus"),
         (("--backends", ","), "no backend was named"),
+        (("--dtypes", ","), "no dtype was named"),
         (("--dtypes", "int64"), "cannot compare in"),
         (("--dtypes", "float3"), "float3"),
     ],

@@ -57,7 +57,7 @@ def test_a_model_without_tokenizer(tmp_path: Path, run: Run) -> None:
     directory = tiny.save(tiny.gpt2(60), tmp_path / "model")
     done = run("export", directory, "--out", tmp_path / "out", "--format", "fx", "--length", 7, "--json")
     said = json.loads(done.out)["certificate"]
-    assert (said["prompts"], said["inputs"]["shapes"]["tokens"]) == ("random tokens", [4, 7])
+    assert (said["prompts"], said["inputs"]["shapes"]["tokens"]) == ("random prompts", [4, 7])
     assert load(tmp_path / "out").inputs[0].symbol.shape == (7,)
 
 
@@ -105,12 +105,24 @@ def test_verify_finds_other_numbers(
     )
 
 
-def test_verify_of_nothing(tmp_path: Path, run: Run) -> None:
-    done = run("verify", tmp_path)
-    assert (done.code, done.out) == (1, "")
-    assert (
-        "certificate.json cannot be read" in done.err and "hint: give the folder that tapeout export wrote" in done.err
-    )
+@pytest.mark.parametrize("output", [(), ("--json",)])
+@pytest.mark.parametrize("name", [".", "nothing"])
+def test_verify_of_nothing(tmp_path: Path, run: Run, name: str, output: tuple[str, ...]) -> None:
+    done = run("verify", tmp_path / name, *output)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: there is no ") and "certificate.json" in done.err
+    assert "hint: give the folder that tapeout export wrote" in done.err
+
+
+@pytest.mark.parametrize("command", [("export",), ("compile", "--model"), ("patch",)])
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
+    command: tuple[str, ...], tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "file").write_text("x")
+    done = run(*command, tmp_path / "no model", "--out", tmp_path / "file" / "out")
+    assert (done.code, done.out) == (2, "")
+    assert "file/out cannot be written: " in done.err and "hint: check the disk's space and the folder" in done.err
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_progress_is_shown_and_ctrl_c_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:

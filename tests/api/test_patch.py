@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
+import torch
 from command import Ran, words
 
 from tapeout.models import circuit_of, split_circuit
@@ -89,6 +91,40 @@ def test_what_is_there_is_replaced_only_when_asked_for(checkpoint: Path, run: Ru
 def test_a_memory_limit_below_one_variant(checkpoint: Path, run: Run, tmp_path: Path) -> None:
     done = run("patch", checkpoint, "--out", tmp_path / "out", "-n", 2, "--max-memory", 0.000001)
     assert done.code == 2 and "max_memory" in done.err and "hint" in done.err
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1"])
+def test_a_memory_limit_that_is_none(checkpoint: Path, run: Run, tmp_path: Path, size: str) -> None:
+    done = run("patch", checkpoint, "--out", tmp_path / "out", "--max-memory", size)
+    assert (done.code, done.out) == (2, "") and f"error: --max-memory is {size}\nhint: give GB" in done.err
+
+
+def test_an_unknown_backend_is_found_at_once(run: Run, tmp_path: Path) -> None:
+    done = run("patch", tmp_path / "no model", "--out", tmp_path / "out", "--backend", "reference")
+    assert done.code == 2 and "'reference' is not one of 'fx'" in words(done.err)
+
+
+def test_numbers_outlive_a_picture_that_cannot_be_drawn(
+    checkpoint: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no fonts")
+
+    monkeypatch.setattr("tapeout.patch_command.write_heat_map", fail)
+    done = run("patch", checkpoint, "--out", tmp_path / "out", "-n", 2)
+    assert done.code == 2 and "error: no fonts\nhint: " in done.err
+    assert {file.name for file in (tmp_path / "out").iterdir()} >= {"summary.json", "sweep.npz"}
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_that_are_no_numbers(run: Run, tmp_path: Path) -> None:
+    tokenizer = tiny.word_tokenizer()
+    model = tiny.gpt2(len(tokenizer))
+    torch.nn.init.constant_(model.transformer.h[0].mlp.c_fc.bias, float("nan"))
+    directory = tiny.save(model, tmp_path / "model", tokenizer)
+    done = run("patch", directory, "--out", tmp_path / "out", "-n", 2, "--json")
+    found = json.loads(done.out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert found["baseline_mean"] is None and found["effects"] == [[None, None], [None, None]]
 
 
 def test_ctrl_c_writes_what_is_finished(

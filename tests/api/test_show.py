@@ -10,6 +10,7 @@ import torch
 from harness import symbol
 
 from tapeout.cli import main
+from tapeout.compiler import compile
 from tapeout.ir import Add, Circuit, Scalar, parse_circuit, tensors_of
 from tapeout.testing.cases import CASES
 
@@ -47,6 +48,13 @@ def test_everything_is_printed_as_it_reads_back(show: Show, saved: Path) -> None
     assert summary == (
         "10 nodes: 2 Symbol, 2 Array, 2 Einsum, 2 Module, 1 Add, 1 Scalar\n0.0 MB of constants in 2 tensors\n"
     )
+
+
+def test_of_an_artefact_the_optimised_circuit_is_shown(show: Show, tmp_path: Path) -> None:
+    rows = symbol("rows", 3)
+    compile(Add(rows, Scalar(1.0), name="more"), inputs=["rows"]).save(tmp_path / "artefact")
+    status, out, err = show(tmp_path / "artefact")
+    assert (status, err) == (0, "") and out.startswith("'more' [BATCH,3] Add")
 
 
 def test_depth_and_types(show: Show, saved: Path) -> None:

@@ -10,7 +10,7 @@ from harness import integers
 from random_models import gpt2
 from splits import by_head_and_position, difference
 
-from tapeout.ir.errors import UnsupportedError
+from tapeout.ir.errors import TapeoutError, UnsupportedError
 from tapeout.tasks.ioi import exported
 from tapeout.tasks.ioi.bench import run_bench
 from tapeout.tasks.ioi.setting import Setting
@@ -38,6 +38,16 @@ def test_every_way_gives_the_numbers_of_the_reference_and_what_cannot_run_is_sai
     assert all(way.max_abs_error < (1e-4 if "bfloat16" not in way.name else 1.0) for way in result.ways)
     (left,) = [line for line in said if line.startswith("left out: onnx bfloat16")]
     assert "float32" in left
+
+
+@pytest.mark.parametrize(
+    ("ways", "hint"), [(("foo", "float32"), "there are fx, torchscript"), (("fx", "float16"), "use float32, float64")]
+)
+def test_names_that_are_none_are_no_ways_to_be_left_out(ways: tuple[str, str], hint: str) -> None:
+    said: list[str] = []
+    with pytest.raises(TapeoutError) as caught:
+        run_bench(setting(), [ways[0]], [ways[1]], 1, said.append)
+    assert hint in caught.value.hint and not said
 
 
 def test_without_what_torch_exports_with_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -768,3 +768,15 @@ def test_options_of_the_wrong_kind(
     with pytest.raises(DataError, match=message) as caught:
         IOIDataset(**{"tokenizer": bpe, **options})
     assert hint in caught.value.hint
+
+
+def test_more_prompts_than_memory_holds_are_refused_before_one_is_made(
+    word_level: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapeout.tasks.ioi.dataset.available_memory", lambda: 500_000)
+    with pytest.raises(DataError, match=r"^200 prompts take about 0\.0 GB") as caught:
+        IOIDataset(N=200, tokenizer=word_level)
+    assert caught.value.hint.startswith("ask for at most N=122")
+    assert len(IOIDataset(N=122, tokenizer=word_level)) == 122
+    monkeypatch.setattr("tapeout.tasks.ioi.dataset.available_memory", lambda: None)  # not known
+    assert len(IOIDataset(N=200, tokenizer=word_level)) == 200
