@@ -68,10 +68,10 @@ def main() -> None:
     except MemoryError:
         _fail("memory ran out\nhint: ask for fewer prompts (-n)")
     except BrokenPipeError:  # who reads our output has seen enough
-        sys.stdout = None  # type: ignore[assignment]  # what could not be written is not tried again at the end
+        sys.stdout = None  # what could not be written is not tried again at the end
         sys.exit(1)
     except OSError as error:
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         _fail(f"{error}\nhint: check that the files are there, and the disk's space")
     except SystemExit as end:
         if end.code == INTERRUPTED:

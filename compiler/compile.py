@@ -41,7 +41,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 def compile(
     circuit: Circuit,
     backend: str = "fx",
-    inputs: Sequence[str | Circuit] = (),
+    inputs: Sequence[str | Circuit] | str = (),
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     level: int = 1,
@@ -58,7 +58,7 @@ def compile(
             shared leading batch axis, of any size at each call. Without inputs the call has no arguments.
         dtype: what floating values are computed in: float32, float64 or bfloat16, in which products are computed
             while sums, norms, softmax and the results are float32 (see `tapeout.backends.precision`).
-        device: where it runs.
+        device: where it runs, "cpu" or "cuda".
         level: 0 for no optimisation beyond what lowering needs, 1 for all.
         max_memory: bytes that weights and values may take by the estimate of `Compiled.cost`; larger
             batches are computed in parts, whose results are kept on top. None for no limit.
@@ -82,7 +82,7 @@ def compile(
 def compile_many(
     circuits: Sequence[Circuit],
     backend: str = "fx",
-    inputs: Sequence[str | Circuit] = (),
+    inputs: Sequence[str | Circuit] | str = (),
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     level: int = 1,
@@ -94,11 +94,15 @@ def compile_many(
 
     Args and errors: see `compile`.
     """
+    for each in circuits:
+        if not isinstance(each, Circuit):
+            raise TypeMismatchError(f"a {type(each).__name__} is to be compiled", hint="give a circuit")
     build, sizes = builder(backend, options), batch_sizes(batch)
     kind, where = as_dtype(dtype), as_device(device)
+    check_memory(max_memory)
     if kind not in DTYPES:
         raise TypeMismatchError(f"cannot compile to {kind}", hint="use float32, float64 or bfloat16")
-    rows, found = find_inputs(circuits, inputs, kind)
+    rows, found = find_inputs(circuits, [inputs] if isinstance(inputs, str) else inputs, kind)
     typical = max(sizes, default=None)
     optimised = optimise(rows, found, level, from_environment(), kind, typical)
     symbols = [each.batched for each in found]
@@ -122,6 +126,14 @@ def compile_many(
         sizes,
         optimised.order,
     )
+
+
+def check_memory(max_memory: object) -> None:
+    """Raises UnsupportedError if a limit is no number of bytes."""
+    if max_memory is not None and not (isinstance(max_memory, int | float) and max_memory >= 0):
+        raise UnsupportedError(
+            f"max_memory={max_memory!r} is no number of bytes", hint="give bytes, 4 << 30 for 4 GiB, or None"
+        )
 
 
 def batch_sizes(batch: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from tapeout.backends.rows import joined, split_rows
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
 from tapeout.ir import Circuit
-from tapeout.ir.errors import UnsupportedError
+from tapeout.ir.errors import ModuleBindingError, UnsupportedError
 from tapeout.passes import PassRecord
 
 CAPTURED = ("fx", "inductor")
@@ -77,13 +77,16 @@ class Compiled:
         if fitting:
             object.__setattr__(self, "graphs", CudaGraphs(self.executable, fitting))
 
-    def __call__(self, **values: torch.Tensor) -> Any:
+    def __call__(self, *unnamed: object, **values: torch.Tensor) -> Any:
         """The value, one row an entry of the batch; a tuple if several circuits were compiled together.
 
         Raises:
             ModuleBindingError, ShapeError, TypeMismatchError, DataError: for inputs that are wrong.
             UnsupportedError: if not even one row fits `max_memory`.
         """
+        if unnamed:
+            names = ", ".join(f"{each.name}=..." for each in self.inputs)
+            raise ModuleBindingError("inputs were given without names", hint=f"name them: compiled({names})")
         given = check_values(self.inputs, values, self.device)
         if self.graphs is not None:
             return self.graphs(*given)

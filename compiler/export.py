@@ -18,7 +18,7 @@ from tapeout.compiler.reference import Progress, in_dtype, reference_values, sil
 from tapeout.compiler.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype, dtype_name
-from tapeout.ir.errors import ArtefactError, UnsupportedError
+from tapeout.ir.errors import ArtefactError, DataError, UnsupportedError
 
 README = "README.md"
 EXAMPLE_ROWS = 2
@@ -94,6 +94,10 @@ def export(
     """
     if format not in FORMATS:
         raise UnsupportedError(f"there is no format {format!r}", hint=f"there are {', '.join(FORMATS)}")
+    if not isinstance(inputs, Mapping):
+        raise DataError(
+            f"inputs are a {type(inputs).__name__}", hint='give their values, which are recorded: {"tokens": [N, SEQ]}'
+        )
     target, kind = Path(path), as_dtype(dtype)
     artefact.check_target(target.resolve(), force)
     notify = progress or silent

@@ -188,7 +188,7 @@ def _check_value(each: Input, value: torch.Tensor, device: torch.device) -> None
     if value.ndim != each.batched.rank or tuple(value.shape[1:]) != each.symbol.shape:
         raise ShapeError(
             f"input {each.name!r} has shape {list(value.shape)}, not {expected}",
-            hint="one row a prompt; prompts of another length need a circuit of their own",
+            hint="the first axis is that of the rows; a circuit is made for one shape of a row, one length of prompts",
         )
     if value.shape[0] == 0:
         raise DataError(f"input {each.name!r} has no rows", hint="give at least one")

@@ -48,8 +48,8 @@ def split_circuit(
         ModelError: if the model knows no position so far.
         DataError: if there are no tokens.
     """
-    if length < 1:
-        raise DataError(f"a circuit of {length} tokens", hint="a prompt has at least one")
+    if not isinstance(length, int) or length < 1:
+        raise DataError(f"a circuit of {length!r} tokens", hint="give their number, at least 1: dataset.max_len")
     tokens = Symbol.new_with_none_uuid((length,), "tokens", torch.int64)
     embeds = GeneralFunction.gen_index(circuits["t.w.tok_embeds"], tokens, 0, name="tok_embeds")
     observers = tuple(observers)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from tapeout.ir import Add, Array, Circuit, DiscreteVar, GeneralFunction, I, Index, Symbol
-from tapeout.ir.errors import DataError, ShapeError
+from tapeout.ir.errors import DataError, ShapeError, TypeMismatchError
 from tapeout.passes import RunDiscreteVarAllSpec, Sampler
 
 
@@ -19,7 +19,13 @@ def logit_diff_circuit(logits: Circuit) -> Add:
 
     Raises:
         ShapeError: if `logits` has not two axes.
+        TypeMismatchError: if it is no circuit.
     """
+    if not isinstance(logits, Circuit):
+        raise TypeMismatchError(
+            f"the logit difference is made from a circuit of logits, not from a {type(logits).__name__}",
+            hint="split_circuit gives the circuit and what the passes did: split, _ = split_circuit(...)",
+        )
     if logits.rank != 2:
         raise ShapeError(
             f"the logit difference is made from logits [SEQ, VOCAB], not from {logits!r}",

@@ -14,7 +14,7 @@ from tapeout.ir.errors import DataError
 from tapeout.passes.base import Pass, register
 from tapeout.tasks.patching.data import Data, bound, check_pair, check_rows, on_patch_data, patch_symbol, rows_of
 from tapeout.tasks.patching.expose import check_one_row, expose, rebuild
-from tapeout.tasks.patching.names import NameIn, NodeName, Site, parse_site
+from tapeout.tasks.patching.names import NameIn, NodeName, Site, as_positions, parse_site
 
 With = Literal["zero", "mean", "resample"]
 Values = Callable[[Circuit, Sequence[Circuit]], Sequence[Circuit]]
@@ -155,8 +155,8 @@ def sites_of(circuit: Circuit, nodes: Any, positions: int | Sequence[int] | None
         DataError: if there are none, or two have positions of a part in common.
         ParseError: if a name cannot be read.
     """
-    given = [nodes] if isinstance(nodes, str | NodeName | Site) else list(nodes)
-    at = None if positions is None else (positions,) if isinstance(positions, int) else tuple(positions)
+    given = [nodes] if isinstance(nodes, str | NodeName | Site) or not isinstance(nodes, Iterable) else list(nodes)
+    at = as_positions(positions)
     length = int(check_one_row(circuit).shape[0])  # type: ignore[arg-type]
     sites = [site if site.positions is not None else Site(site.name, at) for site in map(parse_site, given)]
     sites = [site.counted_from_0(length) for site in sites]

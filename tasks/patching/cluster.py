@@ -78,6 +78,10 @@ def run_on(client: Client, sweep: Sweep, keep: Keep, folder: str | Path | None =
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
+    if not callable(getattr(client, "nthreads", None)):
+        raise UnsupportedError(
+            f"client is a {type(client).__name__}", hint='give distributed.Client("tcp://host:8786"), or none'
+        )
     workers = client.nthreads()
     if not workers:
         raise UnsupportedError("the cluster has no worker", hint="start some: LocalCluster(n_workers=2), dask worker")

@@ -19,6 +19,9 @@ Data = IOIDataset | Mapping[str, torch.Tensor]
 """A dataset, or its tensors: `tokens` int64 [N, SEQ] and, for a metric, `labels` int64 [N, 2]."""
 
 
+_ENTRIES = 'give an IOIDataset, or {"tokens": [N, SEQ], "labels": [N, 2]}; the patch data needs no labels'
+
+
 def rows_of(data: Data) -> dict[str, torch.Tensor]:
     """The tensors of a dataset: `tokens` [N, SEQ], and `labels` [N, 2] if it has them (IO, then S).
 
@@ -32,12 +35,15 @@ def rows_of(data: Data) -> dict[str, torch.Tensor]:
                 hint="patch prompts of one length at a time: dataset.by_length()",
             )
         return {"tokens": data.prompts_toks, "labels": torch.stack([data.io_tokenIDs, data.s_tokenIDs], dim=1)}
+    if not isinstance(data, Mapping):
+        raise DataError(f"the data is a {type(data).__name__}", hint=_ENTRIES)
     rows = dict(data)
     if not {"tokens"} <= rows.keys() <= {"tokens", "labels"}:
-        raise DataError(
-            f"the data's entries are {', '.join(sorted(rows)) or 'none'}",
-            hint='give {"tokens": [N, SEQ], "labels": [N, 2]}; the patch data needs no labels',
-        )
+        raise DataError(f"the data's entries are {', '.join(map(str, rows)) or 'none'}", hint=_ENTRIES)
+    for name, value in rows.items():
+        if not isinstance(value, torch.Tensor) or value.dtype is not torch.int64:
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise DataError(f"{name} are {kind}", hint=f"give tensors of int64: torch.tensor({name})")
     return rows
 
 

@@ -52,14 +52,17 @@ def sweep_edits(
         An array with the axes `variant` and `prompt`. An interruption (Ctrl-C) gives what is finished.
 
     Raises:
-        DataError: for datasets of unequal size or length, or without edits.
+        DataError: for datasets of unequal size or length, without edits, or for one that gives no such metric.
         TapeoutError: see `compile` and `path_patch`.
     """
     rows = check_pair(circuit, baseline, patch) or {}
-    if not edits:
-        raise DataError("the sweep has no edits", hint='give at least one, such as {"a0.h0": "a0.h0"}')
+    if not isinstance(edits, Mapping) or not edits:
+        raise DataError(
+            "the sweep has no edits" if not edits else f"edits are a {type(edits).__name__}",
+            hint='give at least one, by label: {"a0.h0": "a0.h0"}',
+        )
     labels = list(edits)
-    circuits = [_edited(circuit, edits[label]) for label in labels]
+    circuits = [_edited(circuit, label, edits[label]) for label in labels]
     count = len(rows[PATCH_TOKENS])
     values: Any = np.full((len(labels), count), np.nan)
     unchanged: Any = np.full(count, np.nan)
@@ -78,5 +81,14 @@ def sweep_edits(
     return as_result(Variants(("variant",), {"variant": labels}, {}), values, unchanged, complete)
 
 
-def _edited(circuit: Circuit, edit: Edit | PathIn) -> Circuit:
-    return edit(circuit) if callable(edit) else path_patch(circuit, edit)
+def _edited(circuit: Circuit, label: str, edit: Edit | PathIn) -> Circuit:
+    try:
+        out = edit(circuit) if callable(edit) else path_patch(circuit, edit)
+    except Exception as error:
+        error.add_note(f"in the edit {label!r}")
+        raise
+    if not isinstance(out, Circuit) or out.shape != circuit.shape:
+        raise DataError(
+            f"the edit {label!r} gives {out!r}", hint=f"an edit returns the metric's circuit, changed: {circuit!r}"
+        )
+    return out

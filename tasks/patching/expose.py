@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tapeout.ir import Add, Circuit, Index, Symbol, postorder
-from tapeout.ir.errors import DataError, MatchError, ShapeError
+from tapeout.ir.errors import DataError, MatchError, ShapeError, TypeMismatchError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.passes import split_to_concat
 from tapeout.tasks.patching.names import NodeName, Site
@@ -68,7 +68,18 @@ def check_one_row(circuit: Circuit) -> Symbol:
     Raises:
         DataError: if the tokens are bound.
         MatchError: if the circuit has none.
+        TypeMismatchError: if it is no circuit.
     """
+    if not isinstance(circuit, Circuit):
+        raise TypeMismatchError(
+            f"a {type(circuit).__name__} stands where a circuit is to be patched",
+            hint="give the metric's circuit first: logit_diff_circuit(split_circuit(circuits, info, length)[0])",
+        )
+    if not circuit.are_any_found("tokens"):
+        raise MatchError(
+            f"{circuit!r} does not read the symbol tokens of one prompt",
+            hint="split the model first: split_circuit(circuits, info, length) gives a circuit that does",
+        )
     tokens = circuit.get_unique("tokens")
     if not isinstance(tokens, Symbol):
         raise DataError(

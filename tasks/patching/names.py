@@ -19,10 +19,12 @@ gives, `a9_h6_t5` and `a9.h6_by_pos`, mean `a9.h6@5` and `a9.h6`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
-from tapeout.ir.errors import ParseError
+from tapeout.ir.errors import ParseError, ShapeError
 
 END = -1
 """The last position."""
@@ -133,6 +135,24 @@ class Site:
         return f"{str(self.name).replace('.', '_')}_t{position}"
 
 
+def as_positions(positions: object) -> tuple[int, ...] | None:
+    """Positions given as one number or several; None stays, for all.
+
+    Raises:
+        ShapeError: for none, or what is no number. A tensor is refused: it looks like a position for each prompt.
+    """
+    if positions is None:
+        return None
+    given = tuple(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else (positions,)
+    if not given or not all(isinstance(each, Integral) and not isinstance(each, bool) for each in given):
+        raise ShapeError(
+            f"positions are {positions!r}",
+            hint="give a number from 0, END (patching.END), or several, [2, 5]; they are the same for every prompt "
+            "(masked() takes others for each)",
+        )
+    return tuple(int(each) for each in given)
+
+
 NameIn = str | NodeName | Site
 """What stands for a part of a model."""
 
@@ -156,7 +176,7 @@ def parse_site(name: NameIn) -> Site:
         return name
     if isinstance(name, NodeName):
         return Site(name)
-    found = _POSITIONS.fullmatch(name.strip())
+    found = _POSITIONS.fullmatch(name.strip()) if isinstance(name, str) else None
     if found is None:
         raise _not_a_name(name)
     text = found["name"].removesuffix("_by_pos")

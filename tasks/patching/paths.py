@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from tapeout.ir import Circuit, IterativeMatcher, Matcher, new_traversal
@@ -12,7 +13,7 @@ from tapeout.passes import substitute_all_modules
 from tapeout.passes.base import Pass, register
 from tapeout.tasks.patching.data import Data, bound, check_pair, on_patch_data, patch_symbol
 from tapeout.tasks.patching.expose import expose
-from tapeout.tasks.patching.names import NodeName, Site
+from tapeout.tasks.patching.names import NodeName, Site, as_positions
 from tapeout.tasks.patching.places import find, locate, node_names, present
 from tapeout.tasks.patching.routes import Arrival, Path, arrivals_of, matcher_of, parse_path, survey, tree_of
 
@@ -148,7 +149,7 @@ def _with_positions(path: Path, t: int | Sequence[int] | None, length: int) -> P
     """The path with the positions of its sender filled in, and all positions counted from 0."""
     sender, *receivers = path.steps
     if sender.positions is None and t is not None:
-        sender = Site(sender.name, (t,) if isinstance(t, int) else tuple(t))
+        sender = Site(sender.name, as_positions(t))
     return Path(tuple(site.counted_from_0(length) for site in (sender, *receivers)))
 
 
@@ -171,6 +172,8 @@ def _routes_by_name(
     """The circuit in which all parts named are nodes, and the matcher of the paths' senders."""
     for path in paths:
         _check_direction(path)
+        if not allow_missing:
+            _check_positions(path, between)
     if allow_missing:
         there = set(present(circuit, {site.name for path in paths for site in path.steps}))
         paths = [path for path in paths if all(site.name in there for site in path.steps)]
@@ -178,7 +181,11 @@ def _routes_by_name(
     _check_tree(tree)
     exposed = expose(circuit, [site for path in paths for site in path.steps])
     stops = _Stops(circuit, exposed.circuit) if between == "frozen" else None
-    barred = {site: stops.towards(site.name) if stops else frozenset() for path in paths for site in path.steps}
+    barred: dict[tuple[Site, Site], frozenset[Circuit]] = {
+        (sender, receiver): stops.between(sender.name, receiver.name) if stops else frozenset()
+        for path in paths
+        for sender, receiver in pairwise(path.steps)
+    }
     matcher = matcher_of(tree, exposed.nodes, barred)
     if not allow_missing:
         reached = survey(exposed.circuit, matcher).reached
@@ -195,9 +202,13 @@ class _Stops:
         components = [name for name in node_names(circuit) if name.kind in ("head", "mlp")]
         self.circuit, self.nodes = circuit, {name: place.node for name, place in locate(exposed, components).items()}
 
-    def towards(self, sender: NodeName) -> frozenset[Circuit]:
-        """All but those that the sender is a part of: what is in a head leaves it through its output."""
-        return frozenset(self.nodes.values()) - {self.nodes[owner] for owner in self._owners(sender)}
+    def between(self, sender: NodeName, receiver: NodeName) -> frozenset[Circuit]:
+        """All but those that the sender is a part of: what is in a head leaves it through its output.
+
+        And but the receiver itself: where positions of it are meant it is met below them.
+        """
+        passed = {self.nodes[name] for name in (*self._owners(sender), receiver) if name in self.nodes}
+        return frozenset(self.nodes.values()) - passed
 
     def _owners(self, name: NodeName) -> list[NodeName]:
         if name.kind == "head" and name.part is not None:
@@ -214,7 +225,7 @@ class _Stops:
 
 
 def _check_direction(path: Path) -> None:
-    for sender, receiver in zip(path.steps, path.steps[1:], strict=False):
+    for sender, receiver in pairwise(path.steps):
         if sender.name.order >= receiver.name.order:
             later = sender.name.order > receiver.name.order
             raise MatchError(
@@ -223,6 +234,25 @@ def _check_direction(path: Path) -> None:
                 facts=[f"path: {path}"],
                 hint="a path names its parts in the direction of data flow, the sender first: a5.h5 -> a8.h6.q",
             )
+
+
+def _check_positions(path: Path, between: Between) -> None:
+    """Raises MatchError if no position of a receiver sees one of the part before it; positions are counted from 0."""
+    for sender, receiver in pairwise(path.steps):
+        if sender.positions is None or receiver.positions is None:
+            continue
+        across = between == "recomputed" or (receiver.name.kind == "head" and receiver.name.part not in ("q", "k", "v"))
+        if min(sender.positions) > max(receiver.positions):
+            why = "later positions are not read by earlier ones"
+        elif not across and {*sender.positions}.isdisjoint(receiver.positions):
+            why = "the direct way goes from a position to itself"
+        else:
+            continue
+        raise MatchError(
+            f"no data flows from {sender} to {receiver}: {why}",
+            facts=[f"path: {path}"],
+            hint='name positions that go together, or pass between="recomputed", or allow_missing=True',
+        )
 
 
 def _check_tree(tree: Arrival) -> None:

@@ -117,6 +117,8 @@ def _the_one(circuit: Circuit, name: NodeName, found: list[Circuit]) -> Circuit:
     close = get_close_matches(str(name.owner), present, n=6, cutoff=0.5)
     if name.kind == "kv" and not any(".kv" in each for each in present):
         hint = f"the heads of this circuit do not share keys: use a{name.layer}.h{name.head}.{name.part}"
+    elif present:
+        hint = "all names are listed by patching.node_names(circuit)"
     else:
         hint = "split the model first (models.split_circuit); the names are listed by patching.node_names(circuit)"
     raise MatchError(

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from tapeout.ir.errors import MatchError
+from tapeout.ir.errors import ArtefactError, MatchError
 from tapeout.tasks.patching.variants import Variants
 
 if TYPE_CHECKING:
@@ -83,12 +83,23 @@ class SweepResult:
     def save(self, path: str | Path) -> list[Path]:
         """Writes `PATH.npz` (values, baseline) and `PATH.json` (axes, labels), and `PATH.parquet` if pyarrow is there.
 
-        Each file appears whole or not at all.
+        Each file appears whole or not at all. `PATH.npz` given as the path means the same.
 
         Returns:
             The files.
+
+        Raises:
+            ArtefactError: if they cannot be written.
         """
-        path = Path(path)
+        path = _without_ending(path)
+        try:
+            return self._save(path)
+        except OSError as error:
+            raise ArtefactError(
+                f"{path} cannot be written: {error}", hint="check the disk's space and the folder's permissions"
+            ) from error
+
+    def _save(self, path: Path) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
             made = [Path(folder) / f"{path.name}{ending}" for ending in (".npz", ".json")]
@@ -106,12 +117,27 @@ class SweepResult:
 
     @staticmethod
     def load(path: str | Path) -> SweepResult:
-        """What `save` wrote under that path."""
-        path = Path(path)
-        about = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
-        with ZipFile(path.with_name(f"{path.name}.npz")) as file:
-            values, baseline = (_read_array(file, name) for name in ("values", "baseline"))
-        return SweepResult(about["coords"], values, baseline, about["complete"])
+        """What `save` wrote under that path.
+
+        Raises:
+            ArtefactError: if it is missing or damaged.
+        """
+        path = _without_ending(path)
+        try:
+            about = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+            with ZipFile(path.with_name(f"{path.name}.npz")) as file:
+                values, baseline = (_read_array(file, name) for name in ("values", "baseline"))
+            return SweepResult(about["coords"], values, baseline, about["complete"])
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            raise ArtefactError(
+                f"there is no result of a sweep at {path}: {error}",
+                hint="give the path that SweepResult.save was given; tapeout patch writes OUT/sweep",
+            ) from error
+
+
+def _without_ending(path: str | Path) -> Path:
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".npz", ".json", ".parquet") else path
 
 
 def _read_array(file: ZipFile, name: str) -> np.ndarray[Any, Any]:

@@ -46,7 +46,7 @@ def parse_path(path: str | Path | Sequence[NameIn]) -> Path:
     """
     if isinstance(path, Path):
         return path
-    return Path(tuple(map(parse_site, path.split(ARROW) if isinstance(path, str) else path)))
+    return Path(tuple(map(parse_site, map(str.strip, path.split(ARROW)) if isinstance(path, str) else path)))
 
 
 @dataclass(eq=False)
@@ -123,19 +123,19 @@ def arrivals_of(root: Arrival) -> list[Arrival]:
 
 
 def matcher_of(
-    root: Arrival, nodes: Mapping[Site, Sequence[Circuit]], stops: Mapping[Site, frozenset[Circuit]]
+    root: Arrival, nodes: Mapping[Site, Sequence[Circuit]], stops: Mapping[tuple[Site, Site], frozenset[Circuit]]
 ) -> IterativeMatcher:
     """The matcher of a tree's senders, each on its routes.
 
     Args:
         root: the tree.
         nodes: for every site its nodes.
-        stops: for every site the nodes that a direct way to it may not pass; nothing for a first search.
+        stops: for every site and the one that reads it the nodes that a direct way between them may not pass.
     """
     for arrival in arrivals_of(root):
         groups: dict[frozenset[Circuit], dict[Circuit, list[Arrival]]] = {}
         for site, below in arrival.below.items():
-            targets = groups.setdefault(frozenset() if arrival.site is None else stops[site], {})
+            targets = groups.setdefault(frozenset() if arrival.site is None else stops[site, arrival.site], {})
             for node in nodes[site]:
                 targets.setdefault(node, []).append(below)
         arrival.searches = tuple(

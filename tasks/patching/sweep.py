@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from tapeout.backends.devices import as_device
-from tapeout.compiler.compile import DTYPES
+from tapeout.compiler.compile import DTYPES, builder, check_memory
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import check_values
 from tapeout.compiler.measure import measure
@@ -30,7 +30,7 @@ from tapeout.ir.errors import DataError, TypeMismatchError
 from tapeout.tasks.patching.anatomy import anatomy
 from tapeout.tasks.patching.changes import Changes
 from tapeout.tasks.patching.cluster import run_on
-from tapeout.tasks.patching.data import Data, rows_of
+from tapeout.tasks.patching.data import Data, check_rows, rows_of
 from tapeout.tasks.patching.further import changes_of_rows
 from tapeout.tasks.patching.graphs import Values, Window
 from tapeout.tasks.patching.pieces import Pieces
@@ -79,7 +79,8 @@ class Sweep:
         variants: what is varied: see `heads`, `edges`, `direct`, ..., or a list such as
             `["a5.h3", "a2.h1@END -> a4.h0.q"]`.
         baseline: the data of the run that is changed: `tokens` [N, SEQ] and `labels` [N, 2], or an IOIDataset.
-        patch: the data that values are taken from, row i for row i of the baseline; by default the baseline.
+        patch: the data that values are taken from, row i for row i of the baseline; by default the baseline, for
+            means and zeros.
         backend, dtype, device: see `compile`.
         max_memory: bytes that weights and values may take, by an estimate; fewer prompts and variants are then
             computed at once. None for no limit.
@@ -91,7 +92,8 @@ class Sweep:
         pieces: what was compiled; counts the operations of all runs.
 
     Raises:
-        DataError: for datasets of unequal size or length, or variants that are there twice.
+        DataError: for datasets of unequal size or length, labels or patch data that are missing, or variants that
+            are there twice.
         MatchError: for a circuit that is not a split model's, a part that it does not have, or a path against
             the direction of data flow.
         ShapeError: for a circuit that is no metric, or a position outside of the sequence.
@@ -115,10 +117,19 @@ class Sweep:
         self.circuit, self.max_memory = circuit, max_memory
         self.variants = variants if isinstance(variants, Variants) else listed(variants)
         self.backend, self.dtype, self.device = backend, as_dtype(dtype), as_device(device)
+        builder(backend)
+        check_memory(max_memory)
         if self.dtype not in DTYPES:
             raise TypeMismatchError(f"cannot compute in {self.dtype}", hint="use float32, float64 or bfloat16")
-        self.baseline = _rows(circuit, baseline, self.device)
-        self.patch = {**self.baseline, **(_rows(circuit, patch, self.device) if patch is not None else {})}
+        self.baseline = _on(self.device, check_rows(circuit, baseline))
+        parts = (part for variant in self.variants.cells.values() for part in variant.parts)
+        if patch is None and any(part.with_ == "patch" for part in parts):
+            raise DataError(
+                "the variants take values from patch data, and none was given",
+                hint='give patch=dataset.gen_flipped_prompts("IO"), or make variants with_="zero" or "mean"',
+            )
+        given = {} if patch is None else rows_of(patch)
+        self.patch = {**self.baseline, **_on(self.device, {name: given[name] for name in self.baseline if name in given})}
         _check_pair(self.baseline, self.patch)
         self.progress = progress or (lambda what, done, total: None)
         self.anatomy = anatomy(circuit, list(self.baseline), self.dtype)
@@ -324,9 +335,8 @@ def _by_job(step: tuple[int, Step]) -> str:
     return repr(step[1].job.key)
 
 
-def _rows(circuit: Circuit, data: Data, device: torch.device) -> dict[str, torch.Tensor]:
-    rows = rows_of(data)
-    return {name: value.to(device) for name, value in rows.items() if circuit.are_any_found(name)}
+def _on(device: torch.device, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in rows.items()}
 
 
 def _check_pair(baseline: Mapping[str, torch.Tensor], patch: Mapping[str, torch.Tensor]) -> None:

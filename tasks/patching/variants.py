@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, MatchError
-from tapeout.tasks.patching.names import END, NameIn, NodeName, parse_name, parse_site
+from tapeout.tasks.patching.names import END, NameIn, NodeName, as_positions, parse_name, parse_site
 from tapeout.tasks.patching.places import find, node_names
 
 With = Literal["patch", "zero", "mean"]
 """What a part takes instead of its value: its value on the patch data, zero, or its mean over the patch data."""
 
 Part = Literal["out", "q", "k", "v", "pattern"]
+Read = Literal["q", "k", "v"]
 Label = int | str
 Cell = tuple[int, ...]
 
@@ -30,6 +31,9 @@ class Variant:
         into: the only part that sees it; None for everything that reads it.
         with_: what it takes instead.
         also: what else changes in the same run.
+
+    Raises:
+        DataError: for another `with_`.
     """
 
     what: NodeName
@@ -37,6 +41,10 @@ class Variant:
     into: NodeName | None = None
     with_: With = "patch"
     also: tuple[Variant, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.with_ not in get_args(With):
+            raise DataError(f"with_ is {self.with_!r}", hint='use "patch", "zero" or "mean"')
 
     def __str__(self) -> str:
         at = "" if self.positions is None else "@" + ",".join(map(str, self.positions))
@@ -50,9 +58,19 @@ class Variant:
 
     @staticmethod
     def of(what: NameIn, into: NameIn | None = None, with_: With = "patch") -> Variant:
-        """A variant from names: `Variant.of("a5.h3@END", into="a8.h6.q")`."""
-        site = parse_site(what)
-        return Variant(site.name, site.positions, None if into is None else parse_name(into), with_)
+        """A variant from names: `Variant.of("a5.h3@END", into="a8.h6.q")`.
+
+        Raises:
+            ParseError: if a name cannot be read.
+            DataError: if positions of the receiver are named.
+        """
+        site, receiver = parse_site(what), None if into is None else parse_site(into)
+        if receiver is not None and receiver.positions is not None:
+            raise DataError(
+                f"{site} -> {receiver}: a sweep sees the receiver at all positions",
+                hint="name those of the sender alone, or use path_patch or sweep_edits",
+            )
+        return Variant(site.name, site.positions, None if receiver is None else receiver.name, with_)
 
     @staticmethod
     def together(variants: Iterable[Variant]) -> Variant:
@@ -89,13 +107,15 @@ class Variants:
         return len(self.cells)
 
 
-def listed(variants: Iterable[Variant | str]) -> Variants:
+def listed(variants: Iterable[Variant | str] | Variant | str) -> Variants:
     """Any variants, in a row: the axis `variant` has their texts as labels.
 
     Raises:
-        DataError: if one is listed twice.
+        DataError: if one is listed twice, or is none.
+        ParseError: if a name cannot be read.
     """
-    found = [each if isinstance(each, Variant) else _read(each) for each in variants]
+    several = variants if isinstance(variants, Iterable) and not isinstance(variants, str | Mapping) else [variants]
+    found = [each if isinstance(each, Variant) else _read(each) for each in several]
     if len(set(found)) < len(found):
         twice = sorted({str(each) for each in found if found.count(each) > 1})
         raise DataError(f"variants are listed twice: {', '.join(twice)}", hint="list each once")
@@ -113,26 +133,36 @@ def sets(named: Mapping[str, Iterable[NameIn]], with_: With = "patch") -> Varian
         DataError: for a set without parts.
     """
     cells: dict[Cell, Variant] = {
-        (i,): Variant.together(Variant.of(part, with_=with_) for part in parts)
+        (i,): Variant.together(Variant.of(part, with_=with_) for part in ([parts] if isinstance(parts, str) else parts))
         for i, parts in enumerate(named.values())
     }
     return Variants(("variant",), {"variant": list(named)}, cells)
 
 
-def _read(text: str) -> Variant:
+def _read(text: object) -> Variant:
+    if not isinstance(text, str):
+        raise DataError(
+            f"{text!r} is no variant",
+            hint='give names, ["a5.h3@END", "a5.h5 -> a8.h6.k"], or heads(circuit), edges(circuit), ...; parts by label '
+            "go to sets, edits to sweep_edits",
+        )
     return Variant.together(map(_read_part, text.split("+")))
 
 
 def _read_part(text: str) -> Variant:
-    what, arrow, into = text.partition("->")
-    return Variant.of(what.strip(), into.strip() if arrow else None)
+    what, *into = text.split("->")
+    if len(into) > 1:
+        raise DataError(
+            f"{text!r} has parts on the way", hint="a sweep takes one edge; longer paths go to sweep_edits, by label"
+        )
+    return Variant.of(what.strip(), into[0].strip() if into else None)
 
 
 def heads(
     circuit: Circuit,
     part: Part = "out",
     layers: Sequence[int] | None = None,
-    positions: Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
     with_: With = "patch",
 ) -> Variants:
     """Each head by itself: axes `layer` and `head`.
@@ -141,11 +171,16 @@ def heads(
         circuit: the split model.
         part: which part of the heads changes: the output, q, k, v or the pattern.
         layers: which layers; all by default.
-        positions: at which positions it changes, all at once; all by default.
+        positions: at which positions it changes, one or several, all at once; all by default.
         with_: what it takes instead.
+
+    Raises:
+        DataError: for another part, or another `with_`.
+        MatchError: for a circuit that is not split by head, or a layer that it does not have.
+        ShapeError: for positions that are no numbers.
     """
     rows, columns = _heads_of(circuit, layers)
-    at = None if positions is None else tuple(positions)
+    at = as_positions(positions)
     cells: dict[Cell, Variant] = {
         (i, j): Variant(_head(layer, head, part), at, None, with_)
         for (i, layer), (j, head) in product(enumerate(rows), enumerate(columns))
@@ -157,12 +192,12 @@ def heads_by_position(
     circuit: Circuit,
     part: Part = "out",
     layers: Sequence[int] | None = None,
-    positions: Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
     with_: With = "patch",
 ) -> Variants:
     """Each head at each position by itself: axes `layer`, `head` and `position`. Args: see `heads`."""
     rows, columns = _heads_of(circuit, layers)
-    places = list(range(_length(circuit))) if positions is None else list(positions)
+    places = list(as_positions(positions) or range(_length(circuit)))
     cells: dict[Cell, Variant] = {
         (i, j, k): Variant(_head(layer, head, part), (place,), None, with_)
         for (i, layer), (j, head), (k, place) in product(enumerate(rows), enumerate(columns), enumerate(places))
@@ -175,7 +210,7 @@ def mlps(
     circuit: Circuit,
     layers: Sequence[int] | None = None,
     by_position: bool = False,
-    positions: Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
     with_: With = "patch",
 ) -> Variants:
     """Each MLP by itself: axis `layer`, and `position` if `by_position`. Args: see `heads`."""
@@ -187,7 +222,7 @@ def mlps(
 def residual_streams(
     circuit: Circuit,
     by_position: bool = False,
-    positions: Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
     with_: With = "patch",
 ) -> Variants:
     """The residual stream before each attention and MLP and at the end: axis `layer`, and `position` if `by_position`.
@@ -203,15 +238,15 @@ def _by_layer(
     names: Sequence[NodeName],
     labels: Sequence[Label],
     by_position: bool,
-    positions: Sequence[int] | None,
+    positions: int | Sequence[int] | None,
     with_: With,
 ) -> Variants:
     if not by_position:
-        at = None if positions is None else tuple(positions)
+        at = as_positions(positions)
         return Variants(
             ("layer",), {"layer": labels}, {(i,): Variant(name, at, None, with_) for i, name in enumerate(names)}
         )
-    places = list(range(_length(circuit))) if positions is None else list(positions)
+    places = list(as_positions(positions) or range(_length(circuit)))
     cells: dict[Cell, Variant] = {
         (i, k): Variant(name, (place,), None, with_)
         for (i, name), (k, place) in product(enumerate(names), enumerate(places))
@@ -221,7 +256,7 @@ def _by_layer(
 
 def direct(
     circuit: Circuit,
-    positions: Sequence[int] | None = (END,),
+    positions: int | Sequence[int] | None = (END,),
     into: NameIn = "final.input",
     layers: Sequence[int] | None = None,
     with_: With = "patch",
@@ -238,7 +273,7 @@ def direct(
     receiver = parse_name(into)
     rows, columns = _heads_of(circuit, layers)
     rows = [layer for layer in rows if layers is not None or NodeName("head", layer, 0).order < receiver.order]
-    at = None if positions is None else tuple(positions)
+    at = as_positions(positions)
     cells: dict[Cell, Variant] = {
         (i, j): Variant(NodeName("head", layer, head), at, receiver, with_)
         for (i, layer), (j, head) in product(enumerate(rows), enumerate(columns))
@@ -248,8 +283,8 @@ def direct(
 
 def edges(
     circuit: Circuit,
-    part: Literal["q", "k", "v"] = "q",
-    positions: Sequence[int] | None = (END,),
+    part: Read = "q",
+    positions: int | Sequence[int] | None = (END,),
     senders: Iterable[NameIn] | None = None,
     receivers: Iterable[NameIn] | None = None,
     with_: With = "patch",
@@ -266,11 +301,13 @@ def edges(
         receivers: heads; all by default.
         with_: what the senders take instead.
     """
+    if part not in get_args(Read):
+        raise _no_part(part, Read)
     layers, columns = _heads_of(circuit, None)
     everyone = [NodeName("head", layer, head) for layer in layers for head in columns]
     sending = everyone if senders is None else [parse_name(name) for name in senders]
     receiving = everyone if receivers is None else [parse_name(name).owner for name in receivers]
-    at = None if positions is None else tuple(positions)
+    at = as_positions(positions)
     cells = dict[Cell, Variant]()
     for (i, sender), (j, receiver) in product(enumerate(sending), enumerate(receiving)):
         into = NodeName("head", receiver.layer, receiver.head, part)
@@ -281,7 +318,13 @@ def edges(
 
 
 def _head(layer: int, head: int, part: Part) -> NodeName:
+    if part not in get_args(Part):
+        raise _no_part(part, Part)
     return NodeName("head", layer, head, None if part == "out" else part)
+
+
+def _no_part(part: object, known: object) -> DataError:
+    return DataError(f"part is {part!r}", hint=f"use one of {', '.join(get_args(known))}")
 
 
 def _heads_of(circuit: Circuit, layers: Sequence[int] | None) -> tuple[list[int], list[int]]:

@@ -51,10 +51,10 @@ def test_everything_is_printed_as_it_reads_back(show: Show, saved: Path) -> None
 
 
 def test_of_an_artefact_the_optimised_circuit_is_shown(show: Show, tmp_path: Path) -> None:
-    rows = symbol("rows", 3)
+    rows = symbol(1, (3,), "rows")
     compile(Add(rows, Scalar(1.0), name="more"), inputs=["rows"]).save(tmp_path / "artefact")
     status, out, err = show(tmp_path / "artefact")
-    assert (status, err) == (0, "") and out.startswith("'more' [BATCH,3] Add")
+    assert (status, err) == (0, "") and out.startswith("0 [BATCH,3] Add\n  'rows'")
 
 
 def test_depth_and_types(show: Show, saved: Path) -> None:

@@ -14,7 +14,7 @@ from splits import by_head_and_position, difference
 
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, MatchError
-from tapeout.tasks.patching import END, HeadPart, NodeName, Path, Site, node_names, path_patch
+from tapeout.tasks.patching import END, HeadPart, NodeName, Path, Site, node_names, parse_path, path_patch
 
 ROWS, LENGTH, VOCABULARY = 2, 4, 11
 MODELS = {"gpt2": tiny.gpt2, "llama": tiny.llama}
@@ -81,6 +81,19 @@ def test_random_sets_of_paths(family: str, seed: int) -> None:
     definition = Definition(model, TOKENS, PATCH, paths, recomputed, frozen_norm)
     expected = logit_difference(definition.logits(), LABELS)
     assert (row.evaluate("float64") - expected).abs().max() < 1e-9, [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("path", ["a0.h0 -> m1@END -> final.input", "m0 -> a1.h1@2,END", "a0.h1@1 -> m0@1 -> a2.h0"])
+@pytest.mark.parametrize("family", MODELS)
+def test_receivers_at_some_positions(family: str, path: str) -> None:
+    circuit, model = both(family)
+    patched = path_patch(circuit, path, {"tokens": TOKENS, "labels": LABELS}, {"tokens": PATCH}).evaluate("float64")
+    length = TOKENS.shape[1]
+    named = Path(tuple(site.counted_from_0(length) for site in parse_path(path).steps))
+    expected = logit_difference(Definition(model, TOKENS, PATCH, [named]).logits(), LABELS)
+    assert (patched - expected).abs().max() < 1e-9
+    unchanged = logit_difference(Definition(model, TOKENS, PATCH, ()).logits(), LABELS)
+    assert (expected - unchanged).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("family", MODELS)

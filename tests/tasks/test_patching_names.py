@@ -118,7 +118,7 @@ def test_names_survive_rewrites_that_keep_them() -> None:
 
 def test_unknown_names_are_errors_that_list_near_ones() -> None:
     circuit = by_head_and_position(tiny.gpt2(11), 3)
-    with pytest.raises(MatchError, match=r"no a1.h7.k below.*\n  near names: a1.h.*\nhint: split the model first"):
+    with pytest.raises(MatchError, match=r"no a1.h7.k below.*\n  near names: a1.h.*\nhint: all names are listed by"):
         find(circuit, "a1.h7.k")
     with pytest.raises(MatchError, match=r"hint: the heads of this circuit do not share keys: use a1.h0.k"):
         find(circuit, "a1.kv0.k")

@@ -10,9 +10,9 @@ import tiny
 import torch
 from splits import by_head_and_position, difference
 
-from tapeout.ir import Circuit, IterativeMatcher, restrict
-from tapeout.ir.errors import DataError, MatchError, ParseError, ShapeError, TapeoutError
-from tapeout.tasks.ioi.circuit import bind_dataset
+from tapeout.ir import Circuit, IterativeMatcher, Scalar, restrict
+from tapeout.ir.errors import DataError, MatchError, ParseError, ShapeError, TapeoutError, TypeMismatchError
+from tapeout.tasks.ioi.circuit import bind_dataset, logit_diff_circuit
 from tapeout.tasks.patching import END, PATCH_TOKENS, path_patch
 
 ROWS, LENGTH, VOCABULARY = 3, 5, 11
@@ -97,7 +97,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[TapeoutError], str]] = {
     "one node": ("embeds -> a0.input", {}, MatchError, r"are one node\n.*\nhint: name it once"),
     "outside": ("a0.h0@5", {}, ShapeError, r"outside of the sequence\n.*\nhint: positions are 0 to 4, or .* to -5"),
     "outside by t": ("a0.h0", {"t": 5}, ShapeError, r"position 5 is outside of the sequence"),
-    "no position": ("a0.h0", {"t": ()}, ShapeError, r"there is no position"),
+    "no position": ("a0.h0", {"t": ()}, ShapeError, r"positions are \(\)\nhint: give a number"),
+    "the end by its name": ("a0.h0", {"t": "END"}, ShapeError, r"positions are 'END'\nhint: .*END \(patching.END\)"),
+    "a position a row": ("a0.h0", {"t": torch.tensor([1, 2, 3])}, ShapeError, r"hint: .*the same for every prompt"),
+    "to an earlier position": ("a0.h0@END -> a1.h0@2", {}, MatchError, r"no data flows from a0.h0@4 to a1.h0@2: later"),
+    "to another position": ("m0@2 -> a1.h0.k@3", {}, MatchError, r"to itself\n.*\nhint: .*between=.recomputed"),
+    "no name": (["m1", ("a0.h0", 3)], {}, ParseError, r"3 is no name"),
     "twice": (["m1", "m1"], {}, DataError, r"two paths overlap: m1 and m1\nhint: .*leave out the path"),
     "overlapping positions": (["m1@2,3", "m1@3"], {}, DataError, r"overlap: m1@2,3 and m1@3"),
     "the end twice": (["m1@END", "m1@4"], {}, DataError, r"overlap"),
@@ -151,8 +156,14 @@ WRONG_DATA: dict[str, tuple[Callable[[], tuple[Any, Any]], str]] = {
         "do not fit .*tokens.*\nhint: give at least one row, and rows of the length",
     ),
     "no labels": (lambda: (without_labels(BASELINE), PATCH), "has none\nhint: give labels"),
-    "labels of another size": (lambda: ({**BASELINE, "labels": torch.zeros(2, 2)}, PATCH), "for 3 rows\nhint: give"),
+    "labels of another size": (
+        lambda: ({**BASELINE, "labels": torch.zeros(2, 2, dtype=torch.int64)}, PATCH),
+        "for 3 rows\nhint: give",
+    ),
     "other entries": (lambda: (BASELINE, {"text": tokens(1)}), "entries are text\nhint: give"),
+    "a tensor": (lambda: (BASELINE, tokens(1)), "the data is a Tensor\nhint: give an IOIDataset"),
+    "lists": (lambda: (BASELINE, {"tokens": tokens(1).tolist()}), "tokens are list\nhint: give tensors of int64"),
+    "floats": (lambda: (BASELINE, {"tokens": tokens(1).float()}), "tokens are torch.float32\nhint: give tensors of"),
 }
 
 
@@ -160,6 +171,22 @@ WRONG_DATA: dict[str, tuple[Callable[[], tuple[Any, Any]], str]] = {
 def test_data_that_is_refused(metric: Circuit, data: Callable[[], tuple[Any, Any]], text: str) -> None:
     with pytest.raises(DataError, match=text):
         path_patch(metric, "m1", *data())
+
+
+def test_positions_that_are_apart_may_be_missing_or_met_through_attention(metric: Circuit) -> None:
+    path = "m0@2 -> a1.h0.k@3"
+    assert torch.equal(patched(metric, path, allow_missing=True), plain(metric, BASELINE["tokens"]))
+    path_patch(metric, path, between="recomputed")
+    path_patch(metric, "m0@2 -> a1.h0@3")
+
+
+def test_what_is_no_circuit_is_refused(metric: Circuit) -> None:
+    with pytest.raises(TypeMismatchError, match=r"hint: .*logit_diff_circuit\(split_circuit"):
+        path_patch({"t.bind_w": metric}, "m1")  # type: ignore[arg-type]
+    with pytest.raises(TypeMismatchError, match=r"not from a tuple\nhint: .*split, _ = split_circuit"):
+        logit_diff_circuit((metric, []))  # type: ignore[arg-type]
+    with pytest.raises(MatchError, match=r"does not read the symbol tokens.*\nhint: split the model first"):
+        path_patch(Scalar(1.0), "m1")
 
 
 def test_bound_circuits_are_refused(metric: Circuit) -> None:

@@ -16,12 +16,12 @@ from splits import by_head_and_position, difference
 from tapeout.compiler import compile_many
 from tapeout.compiler.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Array, Circuit, GeneralFunction, Matcher, TorchDeviceDtypeOp
-from tapeout.ir.errors import DataError, MatchError, ShapeError, TapeoutError, UnsupportedError
+from tapeout.ir.errors import ArtefactError, DataError, MatchError, ShapeError, TapeoutError, UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset
 from tapeout.tasks.patching import PATCH_TOKENS, ablate, activation_patch, expose, path_patch
 from tapeout.tasks.patching import variants as of
 from tapeout.tasks.patching.edits import sweep_edits
-from tapeout.tasks.patching.names import Site
+from tapeout.tasks.patching.names import END, Site
 from tapeout.tasks.patching.result import SweepResult
 from tapeout.tasks.patching.sweep import Sweep, sweep
 from tapeout.tasks.patching.variants import Variant, Variants
@@ -410,6 +410,10 @@ BAD: dict[str, tuple[type[TapeoutError], str, Any]] = {
     "one set twice": (DataError, "list each once", ["a0.h0 + m0", "m0 + a0.h0"]),
     "outside, in a set": (ShapeError, f"positions are 0 to {LENGTH - 1}", [f"m0 + a0.h0@{LENGTH}"]),
     "after the last norm": (MatchError, "patch final.input", ["logits"]),
+    "a position of the receiver": (DataError, "name those of the sender alone", ["a0.h0@1 -> a1.h1.q@2"]),
+    "a long path": (DataError, "longer paths go to sweep_edits", ["a0.h0 -> a1.h1.q -> final.input"]),
+    "numbers": (DataError, "hint: give names", [1, 2]),
+    "edits": (DataError, "parts by label go to sets, edits to sweep_edits", {"mine": ["a0.h0", "m1"]}),
 }
 
 
@@ -420,15 +424,88 @@ def test_variants_that_are_refused(gpt2: Circuit, case: str) -> None:
         Sweep(gpt2, variants, BASELINE, PATCH)
 
 
+BAD_GRIDS: dict[str, tuple[type[TapeoutError], str, Callable[[Circuit], object]]] = {
+    "part": (DataError, "use one of out, q, k, v, pattern", lambda circuit: of.heads(circuit, "z")),  # type: ignore[arg-type]
+    "read": (DataError, "use one of q, k, v", lambda circuit: of.edges(circuit, "out")),  # type: ignore[arg-type]
+    "with": (DataError, 'use "patch", "zero"', lambda circuit: of.mlps(circuit, with_="median")),  # type: ignore[arg-type]
+    "end": (ShapeError, "END \\(patching.END\\)", lambda circuit: of.direct(circuit, "END")),  # type: ignore[arg-type]
+    "rows": (ShapeError, "the same for every prompt", lambda circuit: of.heads(circuit, positions=torch.tensor([1]))),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", BAD_GRIDS)
+def test_grids_that_are_refused_when_they_are_made(gpt2: Circuit, case: str) -> None:
+    kind, hint, make = BAD_GRIDS[case]
+    with pytest.raises(kind, match=hint):
+        make(gpt2)
+
+
+def test_one_position_and_one_name_stand_for_themselves(gpt2: Circuit) -> None:
+    assert of.heads_by_position(gpt2, positions=END).cells == of.heads_by_position(gpt2, positions=[END]).cells
+    assert of.edges(gpt2, positions=2).cells == of.edges(gpt2, positions=(2,)).cells
+    assert of.listed("a0.h1@2").cells == of.listed(["a0.h1@2"]).cells
+
+
+BAD_SETTINGS: dict[str, tuple[type[TapeoutError], str, dict[str, Any]]] = {
+    "backend": (UnsupportedError, "there are fx, torchscript", {"backend": "jax"}),
+    "device": (UnsupportedError, 'use "cpu" or', {"device": "tpu"}),
+    "memory": (UnsupportedError, "give bytes, 4 << 30", {"max_memory": "4GB"}),
+    "patch data": (DataError, "give patch=dataset", {"patch": None}),
+    "labels": (DataError, "the IO and the S token of each row", {"baseline": {"tokens": BASELINE["tokens"]}}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_settings_that_are_refused(gpt2: Circuit, case: str) -> None:
+    kind, hint, given = BAD_SETTINGS[case]
+    with pytest.raises(kind, match=hint):
+        Sweep(gpt2, of.heads(gpt2), **{"baseline": BASELINE, "patch": PATCH, **given})
+
+
+def test_without_patch_data_what_needs_none_runs(gpt2: Circuit) -> None:
+    zeros = sweep(gpt2, of.heads(gpt2, with_="zero"), BASELINE, **F64).to_numpy()
+    assert np.array_equal(zeros, sweep(gpt2, of.heads(gpt2, with_="zero"), BASELINE, PATCH, **F64).to_numpy())
+
+
+def test_a_client_that_is_none(gpt2: Circuit) -> None:
+    with pytest.raises(UnsupportedError, match=r"hint: give distributed\.Client"):
+        sweep(gpt2, of.heads(gpt2), BASELINE, PATCH, client="localhost:8786")  # type: ignore[arg-type]
+
+
+def test_edits_that_are_refused(gpt2: Circuit) -> None:
+    with pytest.raises(DataError, match="hint: give at least one, by label"):
+        sweep_edits(gpt2, ["a0.h0"], BASELINE, PATCH)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"the edit 'mine' gives None\nhint: an edit returns the metric"):
+        sweep_edits(gpt2, {"mine": lambda _: None}, BASELINE, PATCH)
+    with pytest.raises(MatchError) as caught:
+        sweep_edits(gpt2, {"one": "a0.h0", "other": "a7.h0"}, BASELINE, PATCH)
+    assert caught.value.__notes__ == ["in the edit 'other'"]
+
+
+def test_files_of_results(gpt2: Circuit, tmp_path: Path) -> None:
+    result = sweep(gpt2, of.mlps(gpt2), BASELINE, PATCH)
+    assert result.save(tmp_path / "a.npz")[0] == tmp_path / "a.npz"
+    for name in ("a", "a.npz", "a.json"):
+        assert np.array_equal(SweepResult.load(tmp_path / name).to_numpy(), result.to_numpy())
+    with pytest.raises(ArtefactError, match=r"hint: give the path that SweepResult\.save was"):
+        SweepResult.load(tmp_path / "b")
+    (tmp_path / "a.npz").write_bytes(b"no")
+    with pytest.raises(ArtefactError, match="not a zip file"):
+        SweepResult.load(tmp_path / "a")
+    with pytest.raises(ArtefactError, match=r"cannot be written.*\nhint: check the disk"):
+        result.save(tmp_path / "a.npz" / "c")
+
+
 def test_data_and_circuits_that_are_refused(gpt2: Circuit) -> None:
     with pytest.raises(DataError, match="both need as many rows, of equal length"):
         Sweep(gpt2, of.heads(gpt2), BASELINE, {"tokens": PATCH["tokens"][:2]})
-    with pytest.raises(ShapeError, match="prompts of another length need a circuit of their own"):
+    with pytest.raises(DataError, match="rows of the length that the circuit was built for"):
         longer = {
             name: torch.cat([data["tokens"], data["tokens"]], 1) for name, data in (("b", BASELINE), ("p", PATCH))
         }
         Sweep(gpt2, of.heads(gpt2), {**BASELINE, "tokens": longer["b"]}, {"tokens": longer["p"]})
     with pytest.raises(ShapeError, match="make one number a prompt"):
-        Sweep(by_head_and_position(MODELS["gpt2"](), LENGTH), of.heads(gpt2), {"tokens": BASELINE["tokens"]})
+        logits, tokens = by_head_and_position(MODELS["gpt2"](), LENGTH), {"tokens": BASELINE["tokens"]}
+        Sweep(logits, of.heads(gpt2), tokens, PATCH)
     with pytest.raises(UnsupportedError, match="as it was split, before it was patched"):
-        Sweep(gpt2.update("a0.h0", lambda head: head.mul_scalar(2.0)), of.heads(gpt2), BASELINE)
+        Sweep(gpt2.update("a0.h0", lambda head: head.mul_scalar(2.0)), of.heads(gpt2), BASELINE, PATCH)
