@@ -129,7 +129,10 @@ class Sweep:
                 hint='give patch=dataset.gen_flipped_prompts("IO"), or make variants with_="zero" or "mean"',
             )
         given = {} if patch is None else rows_of(patch)
-        self.patch = {**self.baseline, **_on(self.device, {name: given[name] for name in self.baseline if name in given})}
+        self.patch = {
+            **self.baseline,
+            **_on(self.device, {name: given[name] for name in self.baseline if name in given}),
+        }
         _check_pair(self.baseline, self.patch)
         self.progress = progress or (lambda what, done, total: None)
         self.anatomy = anatomy(circuit, list(self.baseline), self.dtype)

@@ -143,8 +143,8 @@ def _read(text: object) -> Variant:
     if not isinstance(text, str):
         raise DataError(
             f"{text!r} is no variant",
-            hint='give names, ["a5.h3@END", "a5.h5 -> a8.h6.k"], or heads(circuit), edges(circuit), ...; parts by label '
-            "go to sets, edits to sweep_edits",
+            hint='give names, ["a5.h3@END", "a5.h5 -> a8.h6.k"], or heads(circuit), edges(circuit), ...; parts by '
+            "label go to sets, edits to sweep_edits",
         )
     return Variant.together(map(_read_part, text.split("+")))
 
