@@ -202,7 +202,7 @@ def _check_value(each: Input, value: torch.Tensor, device: torch.device) -> None
             f"input {each.name!r} is on {value.device}, the compiled circuit on {device}",
             hint=f"move it: {each.name}.to({str(device)!r}), or the circuit: compiled.to({str(value.device)!r})",
         )
-    if each.below is not None:
+    if each.below is not None and value.numel():
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= each.below:
             raise DataError(

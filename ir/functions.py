@@ -95,9 +95,12 @@ class Reduction:
 
     name: str
     torch_function: Callable[[torch.Tensor], torch.Tensor]
+    of_any_size: bool = False
 
     def infer(self, node: Circuit) -> tuple[Shape, torch.dtype | None]:
         child = _one_child(self.name, node, 1)
+        if child.shape[-1] == 0 and not self.of_any_size:
+            raise ShapeError(f"{self.name} over no entries: {child!r}", hint="give the last axis at least one")
         return child.shape[:-1], child.torch_dtype
 
     def expand(self, node: Circuit, children: tuple[Circuit, ...]) -> tuple[Function, tuple[Circuit, ...]]:
@@ -175,7 +178,7 @@ FUNCTIONS: dict[str, Function] = {
         Elementwise("rotate_half", _rotate_half, acts_on_last=True, even_last=True, integers=True),
         Reduction("min", lambda x: x.amin(-1)),
         Reduction("max", lambda x: x.amax(-1)),
-        Reduction("last_dim_size", _last_dim_size),
+        Reduction("last_dim_size", _last_dim_size, of_any_size=True),
         Broadcast("pow", torch.pow),
         Broadcast("minimum", torch.minimum),
         Broadcast("maximum", torch.maximum),

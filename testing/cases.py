@@ -281,6 +281,35 @@ def _(dtype: torch.dtype) -> Circuit:
     return Module(spec, "call", outer=leaf("o", 4, 3, dtype=dtype))
 
 
+# -- what runtimes make one operation of, with numbers that are no power of two
+
+
+@_case("product times a number")
+def _(dtype: torch.dtype) -> Circuit:
+    x, y = leaf("x", 2, 3, dtype=dtype), leaf("y", 4, 3, dtype=dtype)
+    return Einsum.from_einsum_string("ac,bc,->ab", x, y, Scalar(0.3), name="scaled")
+
+
+@_case("attention of heads")
+def _(dtype: torch.dtype) -> Circuit:
+    q, k, v = (leaf(name, 2, 4, 3, dtype=dtype) for name in "qkv")
+    scores = Einsum.from_einsum_string("hqc,hkc,->hqk", q, k, Scalar(3**-0.5), name="scores")
+    probs = GeneralFunction.new_by_name(scores, spec_name="softmax", name="probs")
+    return Einsum.from_einsum_string("hqk,hkc->hqc", probs, v, name="heads")
+
+
+@_case("layer norm of small numbers")
+def _(dtype: torch.dtype) -> Circuit:
+    x = leaf("x", 2, 3, dtype=dtype, low=-3e-3, high=3e-3)
+    mean = Einsum.from_einsum_string("sh,->s", x, Scalar(-1 / 3), name="neg_mean")
+    centred = Add(x, mean.unsqueeze([1]), name="centred")
+    square = Einsum.from_einsum_string("sh,sh,->s", centred, centred, Scalar(1 / 3), name="var")
+    factor = GeneralFunction.new_by_name(Add(square, Scalar(1e-5)), spec_name="rsqrt", name="rsqrt")
+    normed = Einsum.from_einsum_string("sh,s->sh", centred, factor, name="normed")
+    scaled = Einsum.from_einsum_string("sh,h->sh", normed, leaf("scale", 3, dtype=dtype), name="scaled")
+    return Add(scaled, leaf("bias", 3, dtype=dtype), name="norm")
+
+
 def parametrize(argument: str = "build") -> pytest.MarkDecorator:
     """A test for every case: the argument is what builds the circuit from a dtype.
 

@@ -37,7 +37,7 @@ def _linear(low: Lowering, node: GeneralFunction) -> Value:
 def _layer_norm(low: Lowering, node: GeneralFunction) -> Value:
     spec: Any = node.spec
     x, scale, bias = map(low.value, node.children)
-    if low.opset >= 17:
+    if low.opset >= 17 and low.kind(x) is not torch.float64:  # of which it keeps epsilon in float32
         return low.rowwise("LayerNormalization", x, scale, bias, axis=-1, epsilon=spec.eps)
     last = [len(low.shape(x)) - 1]
     centred = low.elementwise("Sub", x, low.reduce("ReduceMean", x, last, keep=True))

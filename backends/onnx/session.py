@@ -15,6 +15,9 @@ from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 
 _CUDA = "CUDAExecutionProvider"
 
+_INEXACT = ["MatMulScaleFusion"]
+"""Fusions of ONNX Runtime that keep a factor in float32, whatever the model's dtype is."""
+
 
 def of_model(model: onnx_ir.Model, device: torch.device, options: OnnxOptions) -> onnxruntime.InferenceSession:
     """A session of a model in memory.
@@ -77,7 +80,9 @@ def _settings(device: torch.device, options: OnnxOptions) -> onnxruntime.Session
 
 def _started(model: bytes | str, settings: Any, device: torch.device) -> onnxruntime.InferenceSession:
     if device.type == "cpu":
-        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model, settings, providers=["CPUExecutionProvider"], disabled_optimizers=_INEXACT
+        )
     if device.type != "cuda":
         raise UnsupportedError(f"ONNX Runtime does not run on {device}", hint="use device 'cpu' or 'cuda'")
     missing = UnsupportedError(
@@ -86,7 +91,7 @@ def _started(model: bytes | str, settings: Any, device: torch.device) -> onnxrun
     if _CUDA not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
         raise missing
     where = {"device_id": device.index or 0, "user_compute_stream": str(torch.cuda.current_stream(device).cuda_stream)}
-    session = onnxruntime.InferenceSession(model, settings, providers=[(_CUDA, where)])
+    session = onnxruntime.InferenceSession(model, settings, providers=[(_CUDA, where)], disabled_optimizers=_INEXACT)
     if session.get_providers()[0] != _CUDA:  # it is a listed provider that could not be loaded
         raise missing
     return session

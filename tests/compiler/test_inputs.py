@@ -95,6 +95,12 @@ def test_values_that_lie_in_memory_in_another_order(compiled: Compiled) -> None:
     assert compiled(tokens=GOOD["tokens"], scale=wide).shape == (2, 2, 3)
 
 
+def test_rows_without_tokens() -> None:
+    index = symbol(5, (0,), "index")
+    none = compile(GeneralFunction.gen_index(Array(tensor(3, 2), "table"), index, 0), inputs=["index"])
+    assert none(index=torch.zeros(4, 0, dtype=torch.int64)).shape == (4, 0, 2)
+
+
 def test_names_that_match_nothing_or_too_much() -> None:
     with pytest.raises(MatchError, match="word") as caught:
         compile(circuit(), inputs=["word", "scale"])

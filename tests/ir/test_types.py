@@ -499,6 +499,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[TapeoutError], str]] = {
         ShapeError,
         "'total' do not broadcast",
     ),
+    "the largest of no entries": (
+        lambda: GeneralFunction.new_by_name(array(2, 0), spec_name="max"),
+        ShapeError,
+        "max over no entries.*hint: give the last axis at least one",
+    ),
     # -- kinds
     "cast to another kind": (lambda: X.cast_module(), TypeMismatchError, "is no Module.*hint: it is a Array"),
 }
