@@ -64,6 +64,8 @@ def _scores(node: Circuit) -> _Scores | None:
     if product.out[-1] not in k_axes or product.out[-1] in q_axes:
         return None
     allowed = None
+    if masks and product.factor <= 0:  # kernels may scale what they have masked, with minus infinity
+        return None
     if masks:
         mask, axes = masks[0]
         if axes != product.out[-len(axes) :] or not axes:

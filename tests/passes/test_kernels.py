@@ -171,6 +171,15 @@ def test_attention_full_and_causal() -> None:
         check_value(circuit)
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_masked_scores_times_no_positive_number_are_no_attention(scale: float) -> None:
+    """torch's kernel masks with minus infinity and then multiplies: the result would be no number."""
+    circuit = attention(causal(), scale)
+    assert found_attention(circuit) is None and found_attention(attention(None, scale)) is not None
+    for each in (circuit, attention(None, scale)):
+        assert_close(compile(bound(each))(), bound(each).evaluate("float64"), torch.float32)
+
+
 def test_attention_with_another_mask_of_0_and_1() -> None:
     mask = causal()
     mask[3, 1] = 0
