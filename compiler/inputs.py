@@ -73,8 +73,6 @@ def find_inputs(
         label = name if isinstance(name, str) else node.name
         limit = limits.get(node)
         kind = node.torch_dtype or (torch.int64 if limit is not None else dtype)
-        if not kind.is_floating_point and node.torch_dtype is None and limit is None:
-            kind = dtype
         if kind.is_floating_point:
             kind = dtype
         symbol = Symbol(node.shape, uuid5(_NAMESPACE, label), label, kind)

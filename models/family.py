@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from tapeout.ir import Circuit
 from tapeout.ir.errors import ModelError
 from tapeout.models.info import TransformerInfo
+from tapeout.models.library import Weights
 
-Weights = Mapping[str, torch.Tensor]
 Loaded = tuple[dict[str, Circuit], TransformerInfo]
 
 IRRELEVANT = frozenset(

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from tapeout.ir import Array, Circuit
-from tapeout.models.family import Family, Loaded, Weights, require, tensor, unembedding
+from tapeout.models.family import Family, Loaded, require, tensor, unembedding
 from tapeout.models.info import TransformerInfo, TransformerParams
-from tapeout.models.library import attention, bind_weights, block, layer_norm, numbered, pointwise_mlp, transformer
+from tapeout.models.library import Weights, attention, block, layer_norm, model_circuits, pointwise_mlp
 
 _ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 
@@ -45,18 +44,17 @@ def _build(config: Any, weights: Weights, activation: str | None, source: str) -
     prefix = "transformer." if any(name.startswith("transformer.") for name in weights) else ""
     hidden, vocab = params.hidden_size, params.vocab_size
     embeds = tensor(weights, f"{prefix}wte.weight", vocab, hidden)
-    bound: dict[str, Circuit] = {}
-    for layer in range(params.num_layers):
-        for name, value in _layer(weights, f"{prefix}h.{layer}.", params).items():
-            bound[numbered(name, layer)] = Array(value)
-    bound["final.ln.w.scale"] = Array(tensor(weights, f"{prefix}ln_f.weight", hidden))
-    bound["final.ln.w.bias"] = Array(tensor(weights, f"{prefix}ln_f.bias", hidden))
-    bound["t.w.unembed"] = Array(unembedding(weights, config, embeds))
-    circuits = {
-        "t.bind_w": bind_weights(transformer(body, norm, params.num_layers), bound),
-        "t.w.tok_embeds": Array(embeds, "t.w.tok_embeds"),
-        "t.w.pos_embeds": Array(tensor(weights, f"{prefix}wpe.weight", params.max_positions, hidden), "t.w.pos_embeds"),
+    layers = [_layer(weights, f"{prefix}h.{layer}.", params) for layer in range(params.num_layers)]
+    final = {
+        "final.ln.w.scale": tensor(weights, f"{prefix}ln_f.weight", hidden),
+        "final.ln.w.bias": tensor(weights, f"{prefix}ln_f.bias", hidden),
+        "t.w.unembed": unembedding(weights, config, embeds),
     }
+    tables = {
+        "t.w.tok_embeds": embeds,
+        "t.w.pos_embeds": tensor(weights, f"{prefix}wpe.weight", params.max_positions, hidden),
+    }
+    circuits = model_circuits(body, norm, layers, final, tables)
     return circuits, TransformerInfo(params, "gpt2", source=source)
 
 

@@ -8,11 +8,15 @@ Symbols have fixed uuids made from their names, so parts intern and texts are st
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from uuid import UUID, uuid5
 
+import torch
+
 from tapeout.ir import (
     Add,
+    Array,
     Circuit,
     Einsum,
     GeneralFunction,
@@ -38,6 +42,8 @@ _NAMESPACE = UUID("6a0d1c3e-52f4-4b44-9d1b-8f6f3f1e7a10")
 _NEG_INF = -10_000.0  # finite: a row that is masked everywhere stays a number
 
 Bindings = dict[str, Circuit]
+Weights = Mapping[str, torch.Tensor]
+"""Tensors by name."""
 
 
 def symbol(name: str, *shape: Size) -> Symbol:
@@ -255,7 +261,21 @@ def transformer(body: Circuit, norm: Circuit, num_layers: int) -> Circuit:
     return _einsum("sh,vh->sv", final, symbol("t.w.unembed", VOCAB, HIDDEN), name="t.logits")
 
 
-def bind_weights(logits: Circuit, weights: Bindings) -> Module:
-    """The module `t.bind_w`: the model with its weights, arrays called after their symbols with `_arr` behind."""
-    named = {name: array.rename(f"{name}_arr") for name, array in weights.items()}
-    return module_new_bind(logits, *named.items(), name="t.bind_w")
+def model_circuits(
+    body: Circuit, norm: Circuit, layers: Sequence[Weights], final: Weights, tables: Weights
+) -> Bindings:
+    """The circuits of a model by name: `t.bind_w`, the model with its weights, and the tables of embeddings.
+
+    Args:
+        body: a block.
+        norm: its norm, which is the last one too.
+        layers: for each layer its weights, by the names that `body` gives them. Arrays are called after their symbols,
+            with `_arr` behind.
+        final: the weights behind the blocks.
+        tables: the tables of embeddings.
+    """
+    weights = {numbered(name, i): value for i, layer in enumerate(layers) for name, value in layer.items()}
+    weights.update(final)
+    arrays = ((name, Array(value, f"{name}_arr")) for name, value in weights.items())
+    model = module_new_bind(transformer(body, norm, len(layers)), *arrays, name="t.bind_w")
+    return {"t.bind_w": model, **{name: Array(value, name) for name, value in tables.items()}}

@@ -10,18 +10,9 @@ from typing import Any
 
 import torch
 
-from tapeout.ir import Array, Circuit
-from tapeout.models.family import Family, Loaded, Weights, require, tensor, unembedding
+from tapeout.models.family import Family, Loaded, require, tensor, unembedding
 from tapeout.models.info import TransformerInfo, TransformerParams
-from tapeout.models.library import (
-    bind_weights,
-    block,
-    gated_mlp,
-    grouped_rotary_attention,
-    numbered,
-    rms_norm,
-    transformer,
-)
+from tapeout.models.library import Weights, block, gated_mlp, grouped_rotary_attention, model_circuits, rms_norm
 
 
 def _build(config: Any, weights: Weights, activation: str | None, source: str) -> Loaded:
@@ -48,16 +39,12 @@ def _build(config: Any, weights: Weights, activation: str | None, source: str) -
     norm = rms_norm(config.rms_norm_eps)
     body = block(grouped_rotary_attention(params.num_heads // params.num_kv_heads), gated_mlp(), norm)
     embeds = tensor(weights, "model.embed_tokens.weight", params.vocab_size, params.hidden_size)
-    bound: dict[str, Circuit] = {}
-    for layer in range(params.num_layers):
-        for name, value in _layer(weights, f"model.layers.{layer}.", params).items():
-            bound[numbered(name, layer)] = Array(value)
-    bound["final.rms.w.scale"] = Array(tensor(weights, "model.norm.weight", params.hidden_size))
-    bound["t.w.unembed"] = Array(unembedding(weights, config, embeds))
-    circuits = {
-        "t.bind_w": bind_weights(transformer(body, norm, params.num_layers), bound),
-        "t.w.tok_embeds": Array(embeds, "t.w.tok_embeds"),
+    layers = [_layer(weights, f"model.layers.{layer}.", params) for layer in range(params.num_layers)]
+    final = {
+        "final.rms.w.scale": tensor(weights, "model.norm.weight", params.hidden_size),
+        "t.w.unembed": unembedding(weights, config, embeds),
     }
+    circuits = model_circuits(body, norm, layers, final, {"t.w.tok_embeds": embeds})
     return circuits, TransformerInfo(params, "llama", rope_theta=_rope_theta(config), source=source)
 
 

@@ -15,11 +15,11 @@ from tapeout import Array, Circuit, module_new_bind, postorder
 from tapeout.models.library import (
     attention,
     bind_norm,
-    bind_weights,
     block,
     gated_mlp,
     grouped_rotary_attention,
     layer_norm,
+    model_circuits,
     numbered,
     pointwise_mlp,
     rms_norm,
@@ -221,8 +221,10 @@ def test_each_layer_takes_weights_of_its_own() -> None:
 
 
 def test_bound_weights_are_called_after_their_symbols() -> None:
-    weight = Array(random(3, HIDDEN), "something")
-    bound = bind_weights(transformer(body(), layer_norm(1e-5), 1), {"t.w.unembed": weight})
+    weight, table = random(3, HIDDEN), random(3, HIDDEN)
+    circuits = model_circuits(body(), layer_norm(1e-5), [{}], {"t.w.unembed": weight}, {"t.w.tok_embeds": table})
+    assert circuits["t.w.tok_embeds"] is Array(table, "t.w.tok_embeds")
+    bound = circuits["t.bind_w"].cast_module()
     assert bound.name == "t.bind_w"
     assert [(s.symbol.name, n.name) for s, n in zip(bound.arg_specs, bound.nodes, strict=True)] == [
         ("t.w.unembed", "t.w.unembed_arr")
