@@ -279,7 +279,7 @@ def _overlap(upper: str, lower: str) -> DataError:
     return DataError(
         f"two paths overlap: {upper} and {lower}",
         hint="what is replaced has its value on the patch data, all of it: leave out the path that goes on through it, "
-        "or the positions that both have",
+        "or the positions that both have; activation_patch replaces several parts for all of their readers",
     )
 
 
