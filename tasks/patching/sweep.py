@@ -9,10 +9,9 @@ before the first change are not computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +27,14 @@ from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import DataError, TypeMismatchError
 from tapeout.tasks.patching.anatomy import anatomy
-from tapeout.tasks.patching.changes import Changes
 from tapeout.tasks.patching.cluster import run_on
 from tapeout.tasks.patching.data import Data, check_rows, rows_of
-from tapeout.tasks.patching.further import changes_of_rows
-from tapeout.tasks.patching.graphs import Values, Window
+from tapeout.tasks.patching.graphs import Values
+from tapeout.tasks.patching.passage import Passage, values_on
 from tapeout.tasks.patching.pieces import Pieces
-from tapeout.tasks.patching.plan import Entry, Plan, Portions, Step
+from tapeout.tasks.patching.plan import Plan, Portions
 from tapeout.tasks.patching.result import SweepResult, as_result
-from tapeout.tasks.patching.variants import Cell, Variant, Variants, With, listed
+from tapeout.tasks.patching.variants import Cell, Variant, Variants, listed
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -148,7 +146,7 @@ class Sweep:
         dry = Pieces(self.anatomy, self.backend, self.dtype, torch.device("meta"))
         means = self._means(dry)
         for part in self._parts():
-            for _ in _Run(self, dry, part, means).batches():
+            for _ in self._passage(dry, part, means).batches():
                 pass
         weights = Cost.of([self.anatomy.root], 1, self.dtype).weight_bytes
         hidden = int(self.anatomy.cuts[0].node.shape[-1])  # type: ignore[arg-type]
@@ -196,7 +194,7 @@ class Sweep:
     def _run_here(self, keep: Callable[..., None]) -> None:
         means = self._means(self.pieces)
         for part in self._parts():
-            run = _Run(self, self.pieces, part, means)
+            run = self._passage(self.pieces, part, means)
             baseline = _numbers(run.baseline)
             keep((), (), baseline, part)
             for batch, metric in run.batches():
@@ -222,6 +220,10 @@ class Sweep:
             "max_memory": self.max_memory,
         }
 
+    def _passage(self, pieces: Pieces, part: slice, means: Values) -> Passage:
+        """The variants on some of the prompts."""
+        return Passage(self.plan, self.portions, pieces, _cut(self.baseline, part), _cut(self.patch, part), means)
+
     def _parts(self) -> list[slice]:
         """The prompts that are computed at once."""
         step = self.portions.prompts
@@ -233,113 +235,18 @@ class Sweep:
             return {}
         total: dict[Circuit, torch.Tensor] = {}
         for part in self._parts():
-            for node, value in values_on(pieces, self.plan.taken_nodes(), self.patch, part).items():
+            for node, value in values_on(pieces, self.plan.taken_nodes(), _cut(self.patch, part)).items():
                 summed = value.sum(0, keepdim=True)
                 total[node] = total[node] + summed if node in total else summed
         return {node: value / self.prompts for node, value in total.items()}
 
 
-class _Run:
-    """A sweep over some of its prompts."""
-
-    def __init__(self, sweep: Sweep, pieces: Pieces, part: slice, means: Values) -> None:
-        self.sweep, self.plan, self.pieces, self.anatomy = sweep, sweep.plan, pieces, sweep.anatomy
-        self.base = values_on(pieces, self.plan.base_nodes(pieces), sweep.baseline, part)
-        self.baseline = self.base[self.anatomy.root]
-        self.prompts = part.stop - part.start
-        self.instead: dict[With, Values] = {"mean": means}
-        if any(step.variant.with_ == "patch" for step in self.plan.steps):
-            self.instead["patch"] = values_on(pieces, self.plan.taken_nodes(), sweep.patch, part)
-        self.changes = Changes(pieces, self.base, self.instead, self.plan.first)
-
-    def batches(self) -> Iterator[tuple[Sequence[Entry], torch.Tensor]]:
-        """Variants that go through the model together, and their metric [VARIANTS, PROMPTS]."""
-        for batch in self.plan.batches(self.sweep.portions.variants):
-            yield batch, self._through(batch)
-
-    def _through(self, batch: Sequence[Entry]) -> torch.Tensor:
-        """The metric of the variants [VARIANTS, PROMPTS]: each enters at its cut and goes through the rest."""
-        cuts = self.anatomy.cuts
-        ends = [*(cut.node for cut in cuts[1:]), self.anatomy.root]
-        window = Window(batch[0].start, self.anatomy.length, self.anatomy.length)
-        entering = {cut: list(group) for cut, group in groupby(batch, key=lambda entry: entry.first.job.cut)}
-        first = min(entering)
-        before = live = self._entered(entering[first], window)
-        for number in range(first, len(cuts)):
-            if number > first:
-                live = self._changed_further(batch, number, before, live, window)
-                if number in entering:
-                    live = torch.cat([live, self._entered(entering[number], window)])
-            before, live = live, self._advanced(cuts[number].node, ends[number], live, window)
-        return live.reshape(len(batch), self.prompts)
-
-    def _entered(self, entries: Sequence[Entry], window: Window) -> torch.Tensor:
-        """The stream at a cut with the changes of the variants that enter there: [VARIANTS * PROMPTS, ...]."""
-        cut = entries[0].first.job.cut
-        steps = [(i, step) for i, entry in enumerate(entries) for step in entry.steps if step.job.cut == cut]
-        stream = self.base[self.anatomy.cuts[cut].node]
-        stream = stream if stream.ndim == 2 else stream[:, window.start :]
-        out = stream.repeat(len(entries), *(1,) * stream.ndim)
-        for _, group in groupby(sorted(steps, key=_by_job), key=_by_job):
-            places, same = zip(*group, strict=True)
-            change = self.changes.of(same[0].job, [step.variant for step in same], window.start)
-            out.index_add_(0, torch.tensor(places, device=out.device), change)
-        return out.flatten(0, 1)
-
-    def _changed_further(
-        self, batch: Sequence[Entry], number: int, before: torch.Tensor, live: torch.Tensor, window: Window
-    ) -> torch.Tensor:
-        """The stream at a cut with what variants that have entered earlier change there too."""
-        entries: dict[Step, list[int]] = {}
-        for i, entry in enumerate(batch):
-            for step in entry.steps[1:]:
-                if step.job.cut == number > entry.first.job.cut:
-                    entries.setdefault(step, []).append(i)
-        if not entries:
-            return live
-        rows, changes = list[torch.Tensor](), list[torch.Tensor]()
-        for step, places in entries.items():
-            first_rows = torch.tensor(places, device=live.device)[:, None] * self.prompts
-            for some in (
-                (first_rows + torch.arange(self.prompts, device=live.device)).flatten().split(self._at_once(live))
-            ):
-                made = changes_of_rows(self.changes, step, before[some], live[some], some % self.prompts, window)
-                rows.append(some)
-                changes.append(made)
-        return live.index_add(0, torch.cat(rows), torch.cat(changes))
-
-    def _at_once(self, x: torch.Tensor) -> int:
-        """How many rows go through a piece at once."""
-        return max(1, self.sweep.portions.positions // (x.shape[1] if x.ndim == 3 else 1))
-
-    def _advanced(self, start: Circuit, end: Circuit, x: torch.Tensor, window: Window) -> torch.Tensor:
-        """The stream at the next cut, or the metric, some rows at a time."""
-        piece = self.pieces.between(start, end)
-        step = max(1, int(self.sweep.portions.positions / piece.positions_of(window)))
-        prompts = torch.arange(len(x), device=self.pieces.device) % self.prompts
-        if step >= self.prompts:  # whole variants: each time the same prompts
-            return piece(x, self.base, prompts[: step - step % self.prompts], window)
-        rows = zip(x.split(step), prompts.split(step), strict=True)
-        return torch.cat([piece(some, self.base, of, window) for some, of in rows])
-
-
-def values_on(
-    pieces: Pieces, nodes: tuple[Circuit, ...], data: Mapping[str, torch.Tensor], part: slice
-) -> dict[Circuit, torch.Tensor]:
-    """The values of nodes on some prompts of a dataset."""
-    symbols = [each.batched for each in pieces.anatomy.inputs]
-    run = pieces.made(("values", nodes), lambda: pieces.part(nodes, symbols))
-    given = [data[each.name][part] for each in pieces.anatomy.inputs]
-    out = run(*given)
-    return dict(zip(nodes, out if len(nodes) > 1 else (out,), strict=True))
-
-
-def _by_job(step: tuple[int, Step]) -> str:
-    return repr(step[1].job.key)
-
-
 def _on(device: torch.device, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.to(device) for name, value in rows.items()}
+
+
+def _cut(data: Mapping[str, torch.Tensor], part: slice) -> dict[str, torch.Tensor]:
+    return {name: value[part] for name, value in data.items()}
 
 
 def _check_pair(baseline: Mapping[str, torch.Tensor], patch: Mapping[str, torch.Tensor]) -> None:

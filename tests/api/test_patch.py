@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi import IOIDataset
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
 from tapeout.tasks.patching import SweepResult, activation_patch
+from tapeout.tasks.patching.passage import Passage
 
 Run = Callable[..., Ran]
 FILES = {"heat_map.html", "heat_map.png", "summary.json", "sweep.json", "sweep.npz"}
@@ -130,15 +130,14 @@ def test_weights_that_are_no_numbers(run: Run, tmp_path: Path) -> None:
 def test_ctrl_c_writes_what_is_finished(
     checkpoint: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = import_module("tapeout.tasks.patching.sweep")  # the package has a function of that name
-    batches = engine._Run.batches
+    batches = Passage.batches
 
     def interrupted(self: Any) -> Any:
         if self.pieces.device.type != "meta":  # the estimate
             raise KeyboardInterrupt
         return batches(self)
 
-    monkeypatch.setattr(engine._Run, "batches", interrupted)
+    monkeypatch.setattr(Passage, "batches", interrupted)
     done = run("patch", checkpoint, "--out", tmp_path / "out", "-n", 2)
     assert done.code == 130 and "interrupted: what was not computed is left blank" in words(done.out)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
