@@ -17,6 +17,7 @@ from tapeout.ir.errors import ModelError
 from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
+from tapeout.options import AsJson, Device, Model
 from tapeout.tasks.ioi import IOIDataset
 from tapeout.tasks.ioi.bench import BenchResult, check_ways, run_bench
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
@@ -24,7 +25,7 @@ from tapeout.tasks.ioi.setting import Setting
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts, of one template.")] = 100,
     backend: Annotated[
         list[str] | None,
@@ -36,9 +37,9 @@ def bench(
             help="A dtype to measure (float32, bfloat16, float64), float32 by default; may be given several times."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help='Where it runs: "cpu", or "cuda" on a machine with a GPU.')] = "cpu",
+    device: Device = "cpu",
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measures the IOI logit difference: Hugging Face's model, and the split circuit on each backend.
 

@@ -17,6 +17,7 @@ from tapeout.compiler.compile import BACKENDS
 from tapeout.compiler.peers import rust_circuit_peer
 from tapeout.ir.errors import DataError
 from tapeout.json_output import json_text
+from tapeout.options import AsJson, Length, Model, Prompts, Seed
 from tapeout.progress import progress_line
 from tapeout.tasks.ioi.setting import Setting, hugging_face_logit_diff, load_setting
 
@@ -27,14 +28,12 @@ _WIDTH = 100
 
 
 def compare(
-    model: Annotated[str, typer.Argument(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     backends: Annotated[str, typer.Option(help=f"all, or some of {','.join(BACKENDS)}.")] = "all",
     dtypes: Annotated[str, typer.Option(help="Some of float32,bfloat16,float64.")] = "float32",
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts.")] = 20,
-    length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a prompt; that of the IOI prompts by default.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    n: Prompts = 20,
+    length: Length = None,
+    seed: Seed = 0,
     repeat: Annotated[int, typer.Option(min=0, help="How often each is timed, in turn; 0 for not.")] = 5,
     sizes: Annotated[bool, typer.Option(help="Write each artefact, to a temporary folder, to see its size.")] = True,
     bisecting: Annotated[
@@ -45,7 +44,7 @@ def compare(
             "reference; and each that is out of tolerance from the reference.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compares the IOI logit difference of a model on every backend with the float64 reference.
 

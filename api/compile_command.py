@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -14,19 +13,20 @@ from tapeout.compiler.artefact import check_target
 from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
+from tapeout.options import AsJson, Dtype, Force, Out
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
 
 
 def compile(
-    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, unless --force.")],
+    out: Out,
     model: Annotated[str, typer.Option(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
     backend: Annotated[
         Literal["fx", "torchscript", "inductor", "onnx"], typer.Option(help="What the artefact is for.")
     ] = "fx",
-    dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")] = "float32",
+    dtype: Dtype = "float32",
     length: Annotated[int, typer.Option(min=1, help="Tokens of a prompt, the beginning-of-text token included.")] = 16,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artefact that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compiles the IOI logit difference of a model and writes it to a folder.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -11,22 +10,21 @@ from rich.console import Console
 from tapeout.compiler.artefact import check_target
 from tapeout.compiler.export import export as export_circuit
 from tapeout.json_output import json_text
+from tapeout.options import AsJson, Dtype, Force, Length, Model, Out
 from tapeout.progress import progress_line
 from tapeout.tasks.ioi.setting import load_setting
 
 
 def export(
-    model: Annotated[str, typer.Argument(help='A local directory, a hub id, or "smollm2-135m".')],
-    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, unless --force.")],
+    model: Model,
+    out: Out,
     task: Annotated[Literal["ioi"], typer.Option(help="What is computed: the IOI logit difference.")] = "ioi",
     format: Annotated[
         Literal["onnx", "pt2", "torchscript", "fx"],
         typer.Option(help="onnx runs with onnxruntime, pt2 (ahead of time, Inductor) and torchscript with torch."),
     ] = "onnx",
-    dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")] = "float32",
-    length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a prompt; that of the IOI prompts by default.")
-    ] = None,
+    dtype: Dtype = "float32",
+    length: Length = None,
     opset: Annotated[int | None, typer.Option(help="The version of ONNX's operators (onnx).")] = None,
     attention_op: Annotated[
         bool | None,
@@ -37,8 +35,8 @@ def export(
     ] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Prompts to record.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the recorded prompts.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artefact that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Exports the IOI logit difference of a model, with a certificate and a page that says how to run it.
 

