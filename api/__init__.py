@@ -5,8 +5,6 @@ users of Redwood Research's rust_circuit know. Models are in `tapeout.models`, p
 experiments in `tapeout.tasks`.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 import tapeout.backends.reference  # noqa: F401 (says how circuits are evaluated)
 from tapeout.backends.onnx import OnnxOptions
 from tapeout.compiler import (
@@ -37,6 +35,7 @@ from tapeout.ir.errors import (
     TypeMismatchError,
     UnsupportedError,
 )
+from tapeout.ir.own_version import own_version as _own_version
 from tapeout.passes import (
     RandomSampleSpec,
     RunDiscreteVarAllSpec,
@@ -49,10 +48,7 @@ from tapeout.passes import (
     substitute_all_modules,
 )
 
-try:
-    __version__ = version("tapeout")
-except PackageNotFoundError:  # a checkout on the path, not installed
-    __version__ = "0+unknown"
+__version__ = _own_version()
 
 __all__ = [
     *_ir_names,

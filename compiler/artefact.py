@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -37,7 +36,8 @@ from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, Arte
 from tapeout.ir import Symbol, postorder
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, UnsupportedError
-from tapeout.ir.folders import check_writable, previous_of, written_folder
+from tapeout.ir.folders import check_writable, existing_folder, written_folder
+from tapeout.ir.own_version import own_version
 from tapeout.ir.sizes import BATCH
 from tapeout.ir.store import load_circuits, save_circuits
 from tapeout.passes import PassRecord
@@ -79,7 +79,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Compiled
     Raises:
         ArtefactError: if it is missing, truncated, altered or of another version, or does not run here.
     """
-    folder = _existing(Path(path).resolve())
+    folder = existing_folder(Path(path).resolve(), MANIFEST, "Compiled.save")
     try:
         manifest = run_artefact.verified_manifest(folder)
         run_artefact.check_runs_here(manifest)
@@ -141,7 +141,7 @@ def _manifest(compiled: Compiled, model: str | None) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "tapeout": _own_version(),
+        "tapeout": own_version(),
         "torch": torch.__version__,
         "backend": compiled.backend,
         "model": model,
@@ -177,24 +177,7 @@ def _options_entry(executable: Any) -> dict[str, Any] | None:
     return None if options is None else asdict(options)
 
 
-def _own_version() -> str:
-    try:
-        return version("tapeout")
-    except PackageNotFoundError:  # a checkout on the path, not installed
-        return "0+unknown"
-
-
 # -- reading
-
-
-def _existing(target: Path) -> Path:
-    if target.is_dir():
-        return target
-    if not target.exists() and target.name and (previous_of(target) / MANIFEST).is_file():
-        return previous_of(target)  # the process that was replacing it was killed
-    raise ArtefactError(
-        f"{target} is {'no folder' if target.exists() else 'missing'}", hint="give the folder that Compiled.save wrote"
-    )
 
 
 def _device(manifest: dict[str, Any], asked: str | torch.device | None) -> torch.device:

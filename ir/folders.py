@@ -70,3 +70,23 @@ def publish(built: Path, target: Path) -> None:
 def previous_of(target: Path) -> Path:
     """Where the old folder is for the moment in which the new one takes its place."""
     return target.with_name(f".{target.name}.previous")
+
+
+def existing_folder(target: Path, manifest: str, writer: str) -> Path:
+    """The folder that was written there; the one before it if the process that was replacing that was killed.
+
+    Args:
+        target: where it was written.
+        manifest: the name of a file that every such folder has.
+        writer: what writes such folders, for the hint.
+
+    Raises:
+        ArtefactError: if there is none.
+    """
+    if target.is_dir():
+        return target
+    if not target.exists() and target.name and (previous_of(target) / manifest).is_file():
+        return previous_of(target)
+    raise ArtefactError(
+        f"{target} is {'no folder' if target.exists() else 'missing'}", hint=f"give the folder that {writer} wrote"
+    )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from tapeout.ir.array import Array
 from tapeout.ir.axis_index import Picks
 from tapeout.ir.circuit import Circuit, postorder
 from tapeout.ir.errors import ArtefactError, ParseError
-from tapeout.ir.folders import previous_of, written_folder
+from tapeout.ir.folders import existing_folder, written_folder
 from tapeout.ir.index import Index
+from tapeout.ir.own_version import own_version
 from tapeout.ir.parse import parse_circuits
 from tapeout.ir.scatter import Scatter
 from tapeout.ir.text import circuit_text
@@ -81,7 +81,7 @@ def load_circuit(path: str | Path) -> Circuit:
 
 def load_circuits(path: str | Path) -> list[Circuit]:
     """Reads circuits that were saved together; errors as of `Circuit.load`."""
-    folder = _existing(Path(path).resolve())
+    folder = existing_folder(Path(path).resolve(), MANIFEST, "Circuit.save")
     manifest = _read_manifest(folder)
     files = manifest.get("files")
     for name in (TEXT, TENSORS):
@@ -135,7 +135,7 @@ def _write(folder: Path, text: str, tensors: dict[str, torch.Tensor]) -> None:
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "tapeout": _own_version(),
+        "tapeout": own_version(),
         "files": {name: _fingerprint(folder / name) for name in (TEXT, TENSORS)},
     }
     manifest["sha256"] = _seal(manifest)
@@ -177,17 +177,6 @@ def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
 
 
 # -- reading
-
-
-def _existing(target: Path) -> Path:
-    if target.is_dir():
-        return target
-    if not target.exists() and target.name and (previous_of(target) / MANIFEST).is_file():
-        return previous_of(target)  # the process that was replacing it was killed
-    raise ArtefactError(
-        f"{target} is {'no folder' if target.exists() else 'missing'}",
-        hint="give the folder that Circuit.save wrote",
-    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -259,10 +248,3 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 def _seal(manifest: dict[str, Any]) -> str:
     """The hash of the manifest itself, without its seal."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _own_version() -> str:
-    try:
-        return version("tapeout")
-    except PackageNotFoundError:  # a checkout on the path, not installed
-        return "0+unknown"
