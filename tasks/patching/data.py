@@ -34,7 +34,7 @@ def rows_of(data: Data) -> dict[str, torch.Tensor]:
                 f"the dataset's {len(data)} prompts have {len(set(data.lengths.tolist()))} lengths",
                 hint="patch prompts of one length at a time: dataset.by_length()",
             )
-        return {"tokens": data.prompts_toks, "labels": torch.stack([data.io_tokenIDs, data.s_tokenIDs], dim=1)}
+        return {"tokens": data.prompts_toks, "labels": data.labels}
     if not isinstance(data, Mapping):
         raise DataError(f"the data is a {type(data).__name__}", hint=_ENTRIES)
     rows = dict(data)

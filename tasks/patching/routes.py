@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tapeout.ir import Circuit, IterativeMatcher, Matcher
-from tapeout.ir.match_states import Next, Possible, State
+from tapeout.ir.match_states import Next, Possible, State, per_child
 from tapeout.ir.search import Prune
 from tapeout.tasks.patching.names import NameIn, Site, parse_site
 
@@ -178,9 +178,8 @@ def survey(circuit: Circuit, matcher: IterativeMatcher) -> Survey:
         found, following = state.step(node)
         below = [
             (child, after)
-            for i, child in enumerate(node.children)
-            if (after := following[i] if isinstance(following, tuple) else following) is not None
-            and after.possible(prune.at(child))
+            for child, after in zip(node.children, per_child(node, following), strict=True)
+            if after is not None and after.possible(prune.at(child))
         ]
         pending = [pair for pair in below if pair not in first]
         if pending:
