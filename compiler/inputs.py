@@ -8,7 +8,18 @@ from uuid import UUID, uuid5
 
 import torch
 
-from tapeout.ir import Array, Circuit, DiscreteVar, GeneralFunction, Matcher, Symbol, TorchDeviceDtypeOp, postorder
+from tapeout.ir import (
+    Array,
+    Circuit,
+    DiscreteVar,
+    GeneralFunction,
+    Matcher,
+    Module,
+    Symbol,
+    TorchDeviceDtypeOp,
+    nodes_below,
+    postorder,
+)
 from tapeout.ir.dtypes import dtype_name
 from tapeout.ir.errors import DataError, MatchError, ModuleBindingError, ShapeError, TypeMismatchError
 from tapeout.ir.functions import GenIndex
@@ -63,11 +74,13 @@ def find_inputs(
     if len(set(nodes)) < len(nodes):
         twice = sorted({node.name for node in nodes if nodes.count(node) > 1})
         raise MatchError(f"inputs are named twice: {', '.join(twice)}", hint="name each once")
-    inlined = list(postorder(*Inline().run_many(tuple(roots), Origins())))
+    order = list(postorder(*roots))
     constants = next(
-        (node.torch_dtype for node in inlined if isinstance(node, Array) and node.value.is_floating_point()), dtype
+        (node.torch_dtype for node in order if isinstance(node, Array) and node.value.is_floating_point()), dtype
     )
-    limits = _index_limits(inlined, nodes)
+    limits = _index_limits(order, nodes)
+    if limits is None:
+        limits = _index_limits(list(postorder(*Inline().run_many(tuple(roots), Origins()))), nodes) or {}
     inputs, new = [], dict[Circuit, Circuit]()
     for name, node in zip(names, nodes, strict=True):
         label = name if isinstance(name, str) else node.name
@@ -120,14 +133,22 @@ def _only_node(roots: Sequence[Circuit], name: str | Circuit, found: set[Circuit
     return node
 
 
-def _index_limits(order: Sequence[Circuit], nodes: Sequence[Circuit]) -> dict[Circuit, int]:
-    """The smallest axis that each of the nodes, or entries of it, index; none for a node that indexes nothing."""
+def _index_limits(order: Sequence[Circuit], nodes: Sequence[Circuit]) -> dict[Circuit, int] | None:
+    """The smallest axis that each of the nodes, or entries of it, index; none for a node that indexes nothing.
+
+    None if a module reads one: only its substitution shows what is indexed.
+    """
     holds: dict[Circuit, set[Circuit]] = {}
     for node in nodes:
         for alias in {node, node if isinstance(node, Symbol) else node.rename(None)}:
             holds.setdefault(alias, set()).add(node)
+    bodies = [node.children[0] for node in order if isinstance(node, Module)]
+    if not holds.keys().isdisjoint(nodes_below(*bodies)):
+        return None
     limits: dict[Circuit, int] = {}
     for each in order:
+        if isinstance(each, Module) and not holds.keys().isdisjoint(each.nodes):
+            return None
         if each.kind in _PASS_ON:
             passed = set().union(*(holds.get(child, ()) for child in each.children))
             if passed:

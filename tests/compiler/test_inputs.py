@@ -171,6 +171,13 @@ def test_an_index_inside_a_module_is_checked() -> None:
         compiled(tokens=torch.tensor([[0, 1, 5, 1]]))
 
 
+def test_an_index_that_a_module_does_not_bind_is_checked_in_its_body() -> None:
+    tokens, table = symbol(1, (4,), "tokens"), symbol(2, (dim("WORDS"), 3), "table")
+    body = GeneralFunction.gen_index(table, tokens, 0)
+    call = Module(ModuleSpec(body, [ModuleArgSpec(table)]), "embed", table=Array(tensor(5, 3), "weights"))
+    assert compile(call, inputs=["tokens"]).inputs[0].below == 5
+
+
 def test_inputs_are_told_apart_by_what_they_index() -> None:
     """Several are looked for in one walk: each has its own table, name and dtype."""
     indices = [symbol(i, (2,), f"index{i}") for i in range(3)]
