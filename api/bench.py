@@ -13,7 +13,6 @@ from rich.table import Table
 
 from tapeout.backends.devices import as_device
 from tapeout.compiler.compile import BACKENDS
-from tapeout.ir.errors import ModelError
 from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
@@ -21,6 +20,7 @@ from tapeout.options import AsJson, Device, Model
 from tapeout.tasks.ioi import IOIDataset
 from tapeout.tasks.ioi.bench import BenchResult, check_ways, run_bench
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
+from tapeout.tasks.ioi.loading import tokenizer_of
 from tapeout.tasks.ioi.setting import Setting
 
 
@@ -67,11 +67,7 @@ def bench(
 
 def _setting(name: str, n: int, say: Callable[[str], None]) -> Setting:
     checkpoint = load_checkpoint(name, progress=say)
-    if checkpoint.tokenizer is None:
-        raise ModelError(
-            f"{name} has no tokenizer, and IOI prompts are made of text", hint="use a checkpoint that has one"
-        )
-    data = IOIDataset("mixed", n, tokenizer=checkpoint.tokenizer, nb_templates=1)
+    data = IOIDataset("mixed", n, tokenizer=tokenizer_of(checkpoint), nb_templates=1)
     say("splitting the circuit by head and position")
     circuits, info = circuit_of(checkpoint.model)
     split, _ = split_circuit(circuits, info, data.max_len)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from tapeout.compiler import compile
 from tapeout.compiler.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
-from tapeout.ir.errors import ModelError, TypeMismatchError
+from tapeout.ir.errors import TypeMismatchError
 from tapeout.models import circuit_of, split_circuit
-from tapeout.models.checkpoint import Checkpoint, load_checkpoint
+from tapeout.models.checkpoint import Checkpoint
 from tapeout.passes import PassRecord, count_nodes
 from tapeout.tasks.ioi.circuit import bind_dataset, logit_diff_circuit
 from tapeout.tasks.ioi.dataset import IOIDataset, Lengths
+from tapeout.tasks.ioi.loading import copy_in, load_in_full_precision, tokenizer_of
 from tapeout.tasks.ioi.prompts import PromptType
 from tapeout.tasks.ioi.report import TokenValue, top_tokens
 
@@ -150,14 +150,10 @@ def run_ioi(
         raise TypeMismatchError(f"dtype {dtype!r} is not supported here", hint=f"use {', '.join(TOLERANCES)}")
     run = _run_reference if backend == "reference" else partial(_run_compiled, backend, as_device(device))
     start = time.perf_counter()
-    checkpoint = in_full_precision(load_checkpoint(model, progress=lambda line: notify(line, 0, 0)))
-    if checkpoint.tokenizer is None:
-        raise ModelError(
-            f"{checkpoint.source} has no tokenizer, and IOI prompts are made of text",
-            hint="use a checkpoint with its tokenizer files",
-        )
+    checkpoint = load_in_full_precision(model, notify)
+    tokenizer = tokenizer_of(checkpoint)
     notify("making prompts", 0, 0)
-    dataset = IOIDataset(prompt_type, n, seed, tokenizer=checkpoint.tokenizer, lengths=lengths)
+    dataset = IOIDataset(prompt_type, n, seed, tokenizer=tokenizer, lengths=lengths)
     diffs, logits, records, nodes = _evaluate(checkpoint, dataset, run, dtype, min(show, n), notify)
     reference = hf_logit_diffs(checkpoint, dataset, dtype, notify)
     numbers = diffs.double()
@@ -174,19 +170,9 @@ def run_ioi(
         seconds=time.perf_counter() - start,
         nodes=nodes,
         passes=records,
-        top=[
-            (text, top_tokens(row, 5, checkpoint.tokenizer))
-            for text, row in zip(dataset.prompts_text, logits, strict=False)
-        ],
+        top=[(text, top_tokens(row, 5, tokenizer)) for text, row in zip(dataset.prompts_text, logits, strict=False)],
         logit_diffs=diffs,
     )
-
-
-def in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
-    """A 16-bit model in float32: else its rotary tables too were in 16 bits, as Hugging Face's are not."""
-    if checkpoint.model.dtype.itemsize >= torch.float32.itemsize:
-        return checkpoint
-    return replace(checkpoint, model=_copy_in(checkpoint.model, torch.float32))
 
 
 def _evaluate(
@@ -276,7 +262,7 @@ def _summed(old: list[PassRecord], new: list[PassRecord]) -> list[PassRecord]:
 def hf_logit_diffs(checkpoint: Checkpoint, dataset: IOIDataset, dtype: str, notify: Progress) -> torch.Tensor:
     """The Hugging Face model's own logit differences [N]: in float64 for float64, else in float32."""
     wanted = torch.float64 if dtype == "float64" else torch.float32
-    model: Any = checkpoint.model if checkpoint.model.dtype is wanted else _copy_in(checkpoint.model, wanted)
+    model: Any = checkpoint.model if checkpoint.model.dtype is wanted else copy_in(checkpoint.model, wanted)
     diffs = torch.empty(len(dataset), dtype=wanted)
     done = 0
     with torch.no_grad():
@@ -290,7 +276,3 @@ def hf_logit_diffs(checkpoint: Checkpoint, dataset: IOIDataset, dtype: str, noti
                 diffs[rows[chunk]] = io - s
                 done += len(pair)
     return diffs
-
-
-def _copy_in(model: Any, dtype: torch.dtype) -> Any:
-    return deepcopy(model).to(dtype)

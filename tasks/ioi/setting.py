@@ -12,10 +12,10 @@ from tapeout.backends.devices import as_device
 from tapeout.compiler.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.models import circuit_of, split_circuit
-from tapeout.models.checkpoint import Checkpoint, load_checkpoint
+from tapeout.models.checkpoint import Checkpoint
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
 from tapeout.tasks.ioi.dataset import IOIDataset
-from tapeout.tasks.ioi.experiment import in_full_precision
+from tapeout.tasks.ioi.loading import load_in_full_precision
 
 DEFAULT_LENGTH = 16
 """Tokens of a prompt for a model without a tokenizer."""
@@ -80,7 +80,7 @@ def load_setting(
         DataError: if the prompts cannot be made.
     """
     notify = progress or silent
-    checkpoint = in_full_precision(load_checkpoint(model, progress=lambda line: notify(line, 0, 0)))
+    checkpoint = load_in_full_precision(model, notify)
     notify("making prompts", 0, 0)
     tokens, labels, prompts = _prompts(checkpoint, n, length, seed)
     notify("splitting the circuit by head and position", 0, 0)

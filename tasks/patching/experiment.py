@@ -13,12 +13,11 @@ import torch
 from tapeout.backends.devices import as_device
 from tapeout.compiler.reference import Progress, silent
 from tapeout.ir import Circuit
-from tapeout.ir.errors import DataError, ModelError
+from tapeout.ir.errors import DataError
 from tapeout.models import circuit_of, split_circuit
-from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi import IOIDataset
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
-from tapeout.tasks.ioi.experiment import in_full_precision
+from tapeout.tasks.ioi.loading import load_in_full_precision, tokenizer_of
 from tapeout.tasks.ioi.prompts import Flip, PromptType
 from tapeout.tasks.patching.names import END
 from tapeout.tasks.patching.result import SweepResult
@@ -161,14 +160,10 @@ def run_patch(
         raise DataError(f"the sweep {sweep!r} cannot be of the part {part!r}", hint=f"it takes {', '.join(parts)}")
     where = as_device(device)
     start = time.perf_counter()
-    checkpoint = in_full_precision(load_checkpoint(model, progress=lambda line: notify(line, 0, 0)))
-    if checkpoint.tokenizer is None:
-        raise ModelError(
-            f"{checkpoint.source} has no tokenizer, and IOI prompts are made of text",
-            hint="use a checkpoint with its tokenizer files",
-        )
+    checkpoint = load_in_full_precision(model, notify)
+    tokenizer = tokenizer_of(checkpoint)
     notify("making prompts", 0, 0)
-    baseline = IOIDataset(prompt_type, n, seed, tokenizer=checkpoint.tokenizer)
+    baseline = IOIDataset(prompt_type, n, seed, tokenizer=tokenizer)
     patch = baseline
     for each in FLIPS[flip]:
         patch = patch.gen_flipped_prompts(each)
