@@ -49,7 +49,12 @@ def _group(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """tapeout: a static-graph compiler for transformer circuits."""
+    """tapeout: a static-graph compiler for transformer circuits.
+
+    Begin with `tapeout ioi`, which takes SmolLM2 apart and measures it; `tapeout patch --sweep direct --out direct`
+    says which heads move the answer; `tapeout export smollm2-135m --out ioi` writes a model that runs without
+    tapeout. `tapeout COMMAND --help` says what can be varied.
+    """
 
 
 def main() -> None:

@@ -13,13 +13,14 @@ from tapeout.compiler.artefact import check_target
 from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint
-from tapeout.options import AsJson, Dtype, Force, Out
+from tapeout.options import MODEL, AsJson, Dtype, Force, ModelToo, Out, the_model
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
 
 
 def compile(
     out: Out,
-    model: Annotated[str, typer.Option(help='A local directory, a hub id, or "smollm2-135m".')] = "smollm2-135m",
+    model: Annotated[str, typer.Option(help='A local directory, a hub id, or "smollm2-135m".')] = MODEL,
+    model_too: ModelToo = None,
     backend: Annotated[
         Literal["fx", "torchscript", "inductor", "onnx"], typer.Option(help="What the artefact is for.")
     ] = "fx",
@@ -36,15 +37,16 @@ def compile(
 
     Exit code 2: bad options or model, an existing folder. 130: interrupted; nothing half-written is left.
 
-    Example: `tapeout compile --out ioi.tapeout --backend torchscript`
+    Example: `tapeout compile smollm2-135m --out ioi.tapeout --backend torchscript`
     """
+    name = the_model(model_too, model)
 
     def say(line: str) -> None:
         if not as_json:
             print(line, file=sys.stderr)
 
     check_target(out.resolve(), force)
-    checkpoint = load_checkpoint(model, progress=say)
+    checkpoint = load_checkpoint(name, progress=say)
     circuits, info = circuit_of(checkpoint.model, source=checkpoint.source)
     say("splitting the circuit by head and position")
     split, _ = split_circuit(circuits, info, length)

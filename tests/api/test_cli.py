@@ -131,6 +131,11 @@ def test_text_and_json_say_the_same(checkpoint: Path, run: Run) -> None:
     assert other["logit_diff_mean"] != result["logit_diff_mean"]
 
 
+def test_the_model_by_its_place(checkpoint: Path, run: Run) -> None:
+    done = run("ioi", checkpoint, "-n", 2, "--json")
+    assert (done.code, json.loads(done.out)["model"]) == (0, str(checkpoint))
+
+
 @pytest.mark.parametrize("output", [(), ("--json",)])
 def test_a_difference_from_hugging_face_is_said_and_exits_with_1(
     checkpoint: Path, run: Run, monkeypatch: pytest.MonkeyPatch, output: tuple[str, ...]
@@ -204,7 +209,8 @@ def test_notes_are_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--dtype", "float16"), "'float16' is not one of 'float32', 'float64', 'bfloat16'"),
         (("--lengths", "some"), "'some' is not one of 'equal', 'any'"),
         (("--devices", "tpu"), "No such option: --devices"),
-        (("smollm2-135m",), "unexpected extra argument"),
+        (("smollm2-135m", "--model", "other"), "the model is smollm2-135m and --model other: give one"),
+        (("smollm2-135m", "other"), "unexpected extra argument"),
     ],
 )
 def test_bad_options_are_found_before_anything_is_loaded(
