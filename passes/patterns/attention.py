@@ -99,12 +99,12 @@ def _is_constant(node: Circuit) -> bool:
 
 
 def _allowed(mask: Circuit, bias: Circuit) -> torch.Tensor | None:
-    """Which keys may be attended to, if mask and bias say that by 0, 1 and -10,000."""
+    """Which keys may be attended to, if mask and bias say that by 0, 1 and -10,000, and every query may to some."""
     if mask.shape != bias.shape:
         return None
     values, shifts = mask.evaluate(torch.float64), bias.evaluate(torch.float64)
     is_mask = bool(((values == 0) | (values == 1)).all()) and torch.equal(shifts, (1 - values) * _NEG_INF)
-    return values.bool() if is_mask else None
+    return values.bool() if is_mask and bool((values > 0).any(-1).all()) else None
 
 
 def _as_attention(scores: _Scores, probs_axes: Axes, v: Circuit, v_axes: Axes, out: Axes) -> Circuit | None:

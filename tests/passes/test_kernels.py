@@ -180,6 +180,13 @@ def test_masked_scores_times_no_positive_number_are_no_attention(scale: float) -
         assert_close(compile(bound(each))(), bound(each).evaluate("float64"), torch.float32)
 
 
+def test_a_query_that_may_attend_to_nothing_attends_to_all_alike() -> None:
+    mask = causal()
+    mask[1] = 0
+    assert found_attention(attention(mask)) is None
+    check_value(attention(mask))
+
+
 def test_attention_with_another_mask_of_0_and_1() -> None:
     mask = causal()
     mask[3, 1] = 0
