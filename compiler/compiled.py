@@ -77,7 +77,7 @@ class Compiled:
         if fitting:
             object.__setattr__(self, "graphs", CudaGraphs(self.executable, fitting))
 
-    def __call__(self, *unnamed: object, **values: torch.Tensor) -> Any:
+    def __call__(self, /, *unnamed: object, **values: torch.Tensor) -> Any:
         """The value, one row an entry of the batch; a tuple if several circuits were compiled together.
 
         Raises:

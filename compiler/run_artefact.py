@@ -56,7 +56,7 @@ class Artefact:
         make = OnnxModel if self.manifest["backend"] == "onnx" else TorchModel
         self._model = make(Path(folder) / self.manifest["model"], self.manifest)
 
-    def __call__(self, **values: Any) -> Any:
+    def __call__(self, /, **values: Any) -> Any:
         """The result, one row an entry of the batch; a tuple if several circuits were compiled together.
 
         Raises:
@@ -126,7 +126,9 @@ class OnnxModel:
         on_cpu = manifest["device"] == "cpu"
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), providers=["CPUExecutionProvider" if on_cpu else "CUDAExecutionProvider"]
+                str(path),
+                providers=["CPUExecutionProvider" if on_cpu else "CUDAExecutionProvider"],
+                disabled_optimizers=["MatMulScaleFusion"],  # it keeps a factor of float64 in float32
             )
         except Exception as error:  # onnxruntime has a class an error, without a common one
             raise ArtefactProblem(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error

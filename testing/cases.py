@@ -281,6 +281,15 @@ def _(dtype: torch.dtype) -> Circuit:
     return Module(spec, "call", outer=leaf("o", 4, 3, dtype=dtype))
 
 
+@_case("numbers that are infinite")
+def _(dtype: torch.dtype) -> Circuit:
+    x, y = leaf("x", 2, 3, dtype=dtype, low=0.2), leaf("y", 3, dtype=dtype)
+    masked = Add(x, Scalar(-float("inf")), name="masked")
+    largest = Einsum.scalar_mul(x, float("inf"), "largest")
+    above = GeneralFunction.new_by_name(masked, y, spec_name="maximum")
+    return GeneralFunction.new_by_name(largest, above, spec_name="minimum")
+
+
 # -- what runtimes make one operation of, with numbers that are no power of two
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from typing import Any
 
 import torch
+from torch import fx
 
 from tapeout.backends.weights import Weights, unused
 
-_WORD = re.compile(r"\W+")
+_NO_WORD = re.compile(r"\W+", re.ASCII)  # TorchScript reads no other letters
+_NO_NAMES = frozenset(
+    (*map(str.lower, keyword.kwlist), *"self torch device inf nan pytree fx_pytree nonetype ellipsis".split())
+)
+"""What means something else in the code that torch.fx writes, or to TorchScript; fx writes `Self` as `self`."""
+_OF_MODULES = frozenset((*dir(torch.nn.Module()), *dir(fx.GraphModule)))
+"""What modules have already: no attributes for tensors."""
 
 
 def identifier(name: str) -> str:
-    """The name as a Python identifier: `a0.h3` is `a0_h3`."""
-    word = _WORD.sub("_", name).strip("_")
-    return word if word and not word[0].isdigit() else f"n_{word}"
+    """The name as an identifier of Python and of TorchScript: `a0.h3` is `a0_h3`."""
+    word = _NO_WORD.sub("_", name).strip("_")
+    return word if word and not word[0].isdigit() and word.lower() not in _NO_NAMES else f"n_{word}"
 
 
 class Attributes(Weights):
@@ -35,7 +43,7 @@ class Attributes(Weights):
         if content is not None:
             key = (content,)
         if key not in self._names:
-            chosen = unused(identifier(name), self.tensors)
+            chosen = unused(identifier(name), self.tensors.keys() | _OF_MODULES)
             self._names[key] = chosen
             self.tensors[chosen] = value
         return self._names[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -105,6 +106,10 @@ class Lowering:
         named = self.origins.get(self.current) if isinstance(self.current, Scalar) else None
         constant = self._attribute(self.weights.add(number, named or "constant"))
         return constant if not shape else self.call(torch.broadcast_to, constant, tuple(map(self.size, shape)))
+
+    def number(self, value: float) -> float | fx.Node:
+        """A number as an operand; what is none (infinite) is a constant, since TorchScript cannot write it."""
+        return value if math.isfinite(value) else self.filled(value, ())
 
     def positions(self, values: torch.Tensor) -> fx.Node:
         """The graph's node for constant positions along an axis; equal ones are held once."""

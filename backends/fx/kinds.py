@@ -40,7 +40,7 @@ def _add(low: Lowering, node: Add) -> fx.Node:
         return low.call(torch.broadcast_to, total, tuple(low.size(size) for size in node.shape))
     for child in ordered[1:]:
         number = child.value if isinstance(child, Scalar) and not child.shape else None
-        total = low.call(operator.add, total, low.value(child) if number is None else number)
+        total = low.call(operator.add, total, low.value(child) if number is None else low.number(number))
     return total
 
 

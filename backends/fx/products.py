@@ -23,7 +23,7 @@ def einsum(low: Lowering, node: Einsum) -> fx.Node:
     sizes = {axis: size for child, axes in operands for axis, size in zip(axes, child.shape, strict=True)}
     values = [(operand(child), axes) for child, axes in operands]
     product = _FxProducts(low).einsum(values, node.out_axes, sizes)
-    return product if factor == 1.0 else low.call(operator.mul, product, factor)
+    return product if factor == 1.0 else low.call(operator.mul, product, low.number(factor))
 
 
 class _FxProducts(Products[fx.Node]):

@@ -110,6 +110,29 @@ def test_what_takes_no_inputs_is_saved_too(tmp_path: Path, backend: str) -> None
     assert load(tmp_path / "constant")().tolist() == [2.0, 2.0]
 
 
+NAMES = [
+    "self", "Self", "class", "None", "torch", "device", "inf", "nan", "NoneType", "Ellipsis", "print", "forward",
+    "training", "state_dict", "code", "T", "a b", "a.b", "a_b", "'", "\n", "日本", "é", "0", "🙂", "n_", "__dict__",
+]  # fmt: skip
+"""Each means something to Python, torch.fx, TorchScript or a module, or is no identifier."""
+
+
+@pytest.mark.parametrize("backend", ["fx", "torchscript", "onnx", SLOW])
+def test_any_name(tmp_path: Path, backend: str) -> None:
+    inputs = [symbol(number, (2,), name) for number, name in enumerate(NAMES)]
+    arrays = [Array(torch.full((2,), 0.5 + number), name) for number, name in enumerate(NAMES)]
+    products = [
+        Einsum.from_einsum_string("a,a->a", *pair, name=pair[0].name) for pair in zip(inputs, arrays, strict=True)
+    ]
+    compiled = compile(Add(*products), backend, inputs)
+    compiled.save(tmp_path / "names")
+    values = {name: torch.full((3, 2), float(number)) for number, name in enumerate(NAMES)}
+    expected = float(sum(number * (0.5 + number) for number in range(len(NAMES))))
+    runs = [compiled, load(tmp_path / "names")]
+    for each in (*runs, Artefact(tmp_path / "names")) if backend in ("torchscript", "inductor") else runs:
+        assert_close(each(**values), torch.full((3, 2), expected), torch.float32)
+
+
 def test_an_fx_artefact_can_be_loaded_for_another_device(small: Path) -> None:
     assert load(small, "meta")(x=torch.ones(3, 2, device="meta")).shape == (3, 2)
 
