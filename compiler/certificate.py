@@ -21,7 +21,7 @@ import torch
 
 from tapeout.compiler.artefact import load
 from tapeout.compiler.compiled import Compiled
-from tapeout.compiler.reference import in_dtype
+from tapeout.compiler.reference import in_dtype, in_parts
 from tapeout.compiler.run_artefact import MANIFEST, fingerprint, seal
 from tapeout.compiler.tolerances import TOLERANCES, Deviation, number
 from tapeout.ir import Circuit, circuit_text
@@ -227,7 +227,7 @@ def verify(folder: str | Path) -> Verification:
             f"{where} computes in {dtype_name(compiled.dtype)}, its certificate says {dtype_name(dtype)}",
             hint="export it again",
         )
-    found = compiled(**in_dtype(compiled.inputs, inputs))
+    found = in_parts(compiled, in_dtype(compiled.inputs, inputs))
     if found.shape != reference.shape:
         raise ArtefactError(
             f"{where} gives shape {list(found.shape)}, recorded was {list(reference.shape)}", hint="export it again"

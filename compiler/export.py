@@ -14,7 +14,7 @@ from tapeout.compiler.certificate import ARTEFACT, CERTIFICATE, INPUTS, OUTPUTS,
 from tapeout.compiler.compile import compile
 from tapeout.compiler.compiled import Compiled
 from tapeout.compiler.inputs import Input
-from tapeout.compiler.reference import Progress, in_dtype, reference_values, silent
+from tapeout.compiler.reference import Progress, in_dtype, in_parts, reference_values, silent
 from tapeout.compiler.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype, dtype_name
@@ -106,7 +106,7 @@ def export(
     notify(f"compiling with {backend}", 0, 0)
     compiled = compile(circuit, backend, list(inputs), kind, options=options)
     notify("running it on the recorded inputs", 0, 0)
-    values = compiled(**in_dtype(compiled.inputs, inputs))
+    values = in_parts(compiled, in_dtype(compiled.inputs, inputs))
     _check_within(values, reference, kind)
     certificates: list[dict[str, Any]] = []
 

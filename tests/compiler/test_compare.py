@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from random_models import gpt2, llama
 from splits import bind_row, by_head_and_position, difference
 
 from tapeout.backends import rust_circuit
+from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import bisect, compare
 from tapeout.compiler.compile import BACKENDS
 from tapeout.compiler.measure import memory_growth
@@ -45,11 +46,35 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 # -- the reference
 
 
+class MostRows:
+    """`evaluate_many`, which remembers with how many rows it was called."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, circuits: Sequence[Circuit], *arguments: Any, **options: Any) -> list[torch.Tensor]:
+        self.seen.append(int(circuits[0].shape[0]))  # type: ignore[arg-type]
+        return evaluate_many(circuits, *arguments, **options)
+
+
 def test_the_reference_is_the_value_of_each_row(metric: Circuit) -> None:
     (found,) = reference_values([metric], TOKENS)
     rows = [bind_row(metric, [(name, value[i]) for name, value in TOKENS.items()]).evaluate("float64") for i in (0, 1)]
     assert found.dtype is torch.float64
     assert Deviation.of(found, torch.stack(rows)).within(1e-12)
+
+
+def test_many_rows_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = symbol(1, (2,), "x")
+    rows, said = torch.arange(14.0).reshape(7, 2), list[tuple[int, int]]()
+    circuits = [Add(x, Array(tensor(2), "k")), Array(tensor(3), "l")]
+    whole = reference_values(circuits, {"x": rows})
+    monkeypatch.setattr("tapeout.compiler.reference.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("tapeout.compiler.reference.evaluate_many", most_rows := MostRows())
+    found = reference_values(circuits, {"x": rows}, lambda _, done, total: said.append((done, total)))
+    assert all(torch.equal(one, other) for one, other in zip(found, whole, strict=True))
+    assert most_rows.seen == [3, 3, 1] and [done for done, _ in said] == sorted({done for done, _ in said})
+    assert said[-1][0] == said[-1][1]
 
 
 def test_what_does_not_depend_on_the_inputs_is_repeated() -> None:
