@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from uuid import uuid5
 
 import torch
 
-from tapeout.ir import Circuit, Einsum, GeneralFunction, Symbol
-from tapeout.ir.kernels import Attention, Linear
-from tapeout.ir.sizes import dim
-from tapeout.tasks.patching.anatomy import NAMESPACE, Anatomy, AttentionLayer, Cut
-from tapeout.tasks.patching.graphs import ROWS, Values, Window
+from tapeout.ir import Circuit, GeneralFunction
+from tapeout.ir.kernels import Linear
+from tapeout.tasks.patching.anatomy import AttentionLayer, Cut
+from tapeout.tasks.patching.graphs import Values, Window
+from tapeout.tasks.patching.heads import attend, outputs
+from tapeout.tasks.patching.jobs import Job, cut_of
 from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.pieces import Part, Pieces
+from tapeout.tasks.patching.pieces import Pieces
 from tapeout.tasks.patching.variants import Variant, With
-
-QUERIES, KEYS = dim("QUERIES"), dim("KEYS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,68 +49,6 @@ class Rows:
         if high > low:
             out[..., low - start : high - start, :] = inside
         return out
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Changes that are made together.
-
-    Attributes:
-        cut: the number of the cut at which they show.
-        variant: the first of the variants; the others differ from it in what `Changes` picks.
-        key: what tells jobs apart.
-    """
-
-    cut: int
-    variant: Variant
-    key: tuple[object, ...]
-
-
-def job_of(variant: Variant, anatomy: Anatomy) -> Job:
-    """The job that a variant belongs to."""
-    what, into = variant.what, variant.into
-    target = what if into is None else into
-    cut = _cut_of(target, anatomy)
-    if into is not None:
-        return Job(cut, variant, ("edge", into.kind, into.layer, into.part, variant.positions, variant.with_))
-    at = variant.positions if what.part in ("k", "v") else None
-    return Job(cut, variant, ("head" if what.kind == "kv" else what.kind, what.layer, what.part, at, variant.with_))
-
-
-def _cut_of(name: NodeName, anatomy: Anatomy) -> int:
-    """The cut at which a change of a part shows."""
-    match name.kind:
-        case "attn_input":
-            return anatomy.cut_after(f"a{name.layer}") - 1
-        case "mlp_input":
-            return anatomy.cut_after(f"m{name.layer}") - 1
-        case "head" | "kv":
-            return anatomy.cut_after(f"a{name.layer}")
-        case "mlp":
-            return anatomy.cut_after(f"m{name.layer}")
-    return 0 if name.kind == "embeds" else len(anatomy.cuts) - 1
-
-
-def taken_nodes(name: NodeName, anatomy: Anatomy) -> Sequence[Circuit]:
-    """The nodes whose values a change of a part takes from elsewhere."""
-    if name.kind in ("head", "kv"):
-        layer = anatomy.layer(name)
-        operands = {"q": (0,), "k": (1,), "v": (2,), "pattern": (0, 1)}
-        return [layer.node] if name.part is None else [layer.node.children[i] for i in operands[name.part]]
-    cut = anatomy.cuts[_cut_of(name, anatomy)]
-    return [cut.node] if name.is_residual else cut.added
-
-
-def read_nodes(job: Job, variant: Variant, anatomy: Anatomy) -> Sequence[Circuit]:
-    """The nodes whose values on the run that is changed are read to make a change."""
-    looked_into = variant.into or variant.what
-    nodes = [*taken_nodes(variant.what, anatomy), anatomy.cuts[job.cut].node]
-    if variant.into is not None and not looked_into.is_residual:
-        nodes.append(anatomy.cuts[job.cut - 1].node)
-    if looked_into.kind in ("head", "kv") and (looked_into.part or variant.into):
-        layer = anatomy.layer(looked_into)
-        nodes += [layer.node, *layer.node.children[:3]]
-    return nodes
 
 
 class Changes:
@@ -179,7 +115,7 @@ class Changes:
     def _all_written(self, what: NodeName, with_: With) -> Rows:
         if what.kind == "head":
             return self._head_parts(Variant(what, None, None, with_))
-        cut = self.anatomy.cuts[_cut_of(what, self.anatomy)]
+        cut = self.anatomy.cuts[cut_of(what, self.anatomy)]
         nodes = (cut.node,) if what.is_residual else cut.added
         shift = 0.0 if what.is_residual or with_ == "patch" else _bias(nodes, self.pieces)
         base = torch.stack([self.base[node] for node in nodes]).sum(0) - shift
@@ -357,37 +293,3 @@ def _bias(nodes: Sequence[Circuit], pieces: Pieces) -> torch.Tensor | float:
         elif isinstance(node, GeneralFunction) and isinstance(node.spec, Linear) and len(node.children) > 2:
             total = total + pieces.constant(node.children[2])
     return total
-
-
-def attend(pieces: Pieces, layer: AttentionLayer) -> Part:
-    """Attention over queries, keys, values and a mask of [QUERIES, KEYS]."""
-    shapes = [child.shape for child in layer.node.children[:3]]
-    symbols = [
-        Symbol((ROWS, *shape[1:-2], size, shape[-1]), uuid5(NAMESPACE, name), name)
-        for name, shape, size in zip(("q", "k", "v"), shapes, (QUERIES, KEYS, KEYS), strict=True)
-    ]
-    symbols.append(Symbol((QUERIES, KEYS), uuid5(NAMESPACE, "mask"), "mask"))
-    node = GeneralFunction(*symbols, spec=Attention(layer.spec.scale, causal=False), name=None)
-    return pieces.made(("attend", node), lambda: pieces.part([node], symbols))  # type: ignore[no-any-return]
-
-
-def outputs(pieces: Pieces, layer: AttentionLayer) -> Part:
-    """What each head writes for its weighted sum of values: [ROWS, HEADS, QUERIES, HIDDEN]."""
-    node, z = heads_apart(layer)
-    return pieces.made(("outputs", layer.number), lambda: pieces.part([node], [z]))  # type: ignore[no-any-return]
-
-
-def heads_apart(layer: AttentionLayer) -> tuple[Circuit, Symbol]:
-    """The layer's output product without its sum over heads, over a symbol [ROWS, HEADS, QUERIES, VALUE]."""
-    spec: Linear = layer.product.spec  # type: ignore[assignment]
-    weight = layer.product.children[1]
-    contracted = [axis for axis in spec.x_axes if axis in spec.weight_axes]
-    (hidden,) = (axis for axis in spec.weight_axes if axis not in contracted)
-    rows, query, alone = range(max(spec.x_axes + spec.weight_axes) + 1, max(spec.x_axes + spec.weight_axes) + 4)
-    head, value = contracted if len(contracted) > 1 else (alone, *contracted)  # one head's weight has no such axis
-    shape = layer.node.shape
-    z = Symbol((ROWS, shape[1], QUERIES, shape[-1]), uuid5(NAMESPACE, "z"), "z")
-    product = Einsum(
-        (z, (rows, head, query, value)), (weight, spec.weight_axes), out_axes=(rows, head, query, hidden), name=None
-    )
-    return product, z

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from tapeout.ir import Circuit
-from tapeout.tasks.patching.changes import Changes, read_nodes
+from tapeout.tasks.patching.changes import Changes
 from tapeout.tasks.patching.graphs import Window
+from tapeout.tasks.patching.jobs import read_nodes
 from tapeout.tasks.patching.plan import Step
 
 
