@@ -310,7 +310,7 @@ def _layers(root: Circuit, cuts: Sequence[Cut]) -> Iterable[AttentionLayer]:
                 hint="sweep over the circuit as it was split, before it was patched",
             )
         keys = node.children[1]
-        repeated = isinstance(keys, Rearrange) and keys.node.rank == keys.rank
+        repeated = isinstance(keys, Rearrange) and keys.node.rank == keys.rank and keys.node.shape[2:] == keys.shape[2:]
         groups = int((keys.children[0] if repeated else keys).shape[1])  # type: ignore[arg-type]
         yield AttentionLayer(number, node, reader, int(node.shape[1]), groups, i)  # type: ignore[arg-type]
 
