@@ -68,7 +68,7 @@ def export(
     console.print(
         f"{out}: {format} in {dtype}, {size / 1e6:,.0f} MB; circuit {circuit[:12]}\n"
         f"largest error {errors['max_abs_error']:.1e} on {n} {setting.prompts} (values up to "
-        f"{errors['largest_value']:.3g}), within the tolerance of {certificate['tolerance']:g}",
+        f"{errors['largest_value']:.3g}), within the tolerance of {certificate['tolerance']:g} of that",
         highlight=False,
         soft_wrap=True,
     )

@@ -46,7 +46,8 @@ def verify(
         Console().print(
             f"{folder}: every file is as it was exported\n"
             f"largest error {found.deviation.absolute:.1e} on {rows} recorded rows, recorded was "
-            f"{found.certificate['errors']['max_abs_error']:.1e}; the tolerance is {found.tolerance:g}",
+            f"{found.certificate['errors']['max_abs_error']:.1e}; the tolerance is {found.tolerance:g} of the largest "
+            "value",
             highlight=False,
             soft_wrap=True,
         )

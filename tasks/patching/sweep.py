@@ -25,13 +25,14 @@ from tapeout.compiler.inputs import check_values
 from tapeout.compiler.measure import measure
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
-from tapeout.ir.errors import DataError, TypeMismatchError
-from tapeout.tasks.patching.anatomy import anatomy
+from tapeout.ir.errors import DataError, TypeMismatchError, UnsupportedError
+from tapeout.tasks.patching.anatomy import Anatomy, anatomy
 from tapeout.tasks.patching.cluster import run_on
 from tapeout.tasks.patching.data import Data, check_rows, rows_of
 from tapeout.tasks.patching.graphs import Values
 from tapeout.tasks.patching.passage import Passage, values_on
 from tapeout.tasks.patching.pieces import Pieces
+from tapeout.tasks.patching.places import node_names
 from tapeout.tasks.patching.plan import Plan, Portions
 from tapeout.tasks.patching.result import SweepResult, as_result
 from tapeout.tasks.patching.variants import Cell, Variant, Variants, listed
@@ -134,6 +135,7 @@ class Sweep:
         _check_pair(self.baseline, self.patch)
         self.progress = progress or (lambda what, done, total: None)
         self.anatomy = anatomy(circuit, list(self.baseline), self.dtype)
+        _check_heads(circuit, self.anatomy)
         for data in (self.baseline, self.patch):
             check_values(self.anatomy.inputs, data, self.device)
         self.prompts = len(next(iter(self.baseline.values())))
@@ -247,6 +249,24 @@ def _on(device: torch.device, rows: Mapping[str, torch.Tensor]) -> dict[str, tor
 
 def _cut(data: Mapping[str, torch.Tensor], part: slice) -> dict[str, torch.Tensor]:
     return {name: value[part] for name, value in data.items()}
+
+
+def _check_heads(circuit: Circuit, anatomy: Anatomy) -> None:
+    """Raises UnsupportedError unless the heads that are computed together are all that a layer was split into.
+
+    They are told by their numbers: without one that was replaced, another would be taken for it.
+    """
+    named: dict[int | None, set[int | None]] = {}
+    for name in node_names(circuit):
+        if name.kind == "head" and name.part is None:
+            named.setdefault(name.layer, set()).add(name.head)
+    for layer in anatomy.layers:
+        if named.get(layer.number) != set(range(layer.heads)):
+            raise UnsupportedError(
+                f"layer a{layer.number} has {len(named.get(layer.number, ()))} heads with names, and {layer.heads} are "
+                "computed together",
+                hint="sweep over the circuit as it was split, before it was patched",
+            )
 
 
 def _check_pair(baseline: Mapping[str, torch.Tensor], patch: Mapping[str, torch.Tensor]) -> None:

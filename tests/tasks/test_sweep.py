@@ -472,6 +472,13 @@ def test_a_client_that_is_none(gpt2: Circuit) -> None:
         sweep(gpt2, of.heads(gpt2), BASELINE, PATCH, client="localhost:8786")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("head", ["a0.h0", "a0.h1"])
+def test_a_head_that_was_replaced_is_not_taken_for_another(gpt2: Circuit, head: str) -> None:
+    for replaced in (ablate(gpt2, head), ablate(gpt2, head, "mean", over={"tokens": BASELINE["tokens"]})):
+        with pytest.raises(UnsupportedError, match="sweep over the circuit as it was split, before it was patched"):
+            Sweep(replaced, ["a0.h0"], BASELINE, PATCH)
+
+
 def test_edits_that_are_refused(gpt2: Circuit) -> None:
     with pytest.raises(DataError, match="hint: give at least one, by label"):
         sweep_edits(gpt2, ["a0.h0"], BASELINE, PATCH)  # type: ignore[arg-type]
