@@ -19,8 +19,8 @@ from tapeout.options import AsJson, Device, Dtype, Model, Out, Prompts, Seed
 from tapeout.progress import progress_line
 from tapeout.tasks.patching.experiment import FlipName, PatchResult, SweepName, run_patch
 from tapeout.tasks.patching.heat_map import heat_map, write_heat_map
-from tapeout.tasks.patching.sweep import Estimate
-from tapeout.tasks.patching.variants import Part
+from tapeout.tasks.patching.sweeps.sweep import Estimate
+from tapeout.tasks.patching.sweeps.variants import Part
 
 SUMMARY = "summary.json"
 _INTERRUPTED = 130

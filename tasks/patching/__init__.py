@@ -2,16 +2,16 @@
 
 from tapeout.tasks.patching.activations import Ablate, ActivationPatch, ablate, activation_patch
 from tapeout.tasks.patching.data import PATCH_TOKENS
-from tapeout.tasks.patching.edits import sweep_edits
 from tapeout.tasks.patching.expose import Exposed, expose
 from tapeout.tasks.patching.masks import Maskable, Masked, mask_name, masked
 from tapeout.tasks.patching.names import END, HeadPart, NodeName, Site, parse_name, parse_site
 from tapeout.tasks.patching.paths import PathPatch, path_patch
 from tapeout.tasks.patching.places import Place, find, locate, node_names
-from tapeout.tasks.patching.result import SweepResult
 from tapeout.tasks.patching.routes import Path, parse_path
-from tapeout.tasks.patching.sweep import Estimate, Sweep, sweep
-from tapeout.tasks.patching.variants import (
+from tapeout.tasks.patching.sweeps.edits import sweep_edits
+from tapeout.tasks.patching.sweeps.result import SweepResult
+from tapeout.tasks.patching.sweeps.sweep import Estimate, Sweep, sweep
+from tapeout.tasks.patching.sweeps.variants import (
     Variant,
     Variants,
     direct,

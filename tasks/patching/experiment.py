@@ -20,9 +20,9 @@ from tapeout.tasks.ioi.circuit import logit_diff_circuit
 from tapeout.tasks.ioi.loading import load_in_full_precision, tokenizer_of
 from tapeout.tasks.ioi.prompts import Flip, PromptType
 from tapeout.tasks.patching.names import END
-from tapeout.tasks.patching.result import SweepResult
-from tapeout.tasks.patching.sweep import Estimate, Sweep
-from tapeout.tasks.patching.variants import Part, Variants, direct, edges, heads, heads_by_position
+from tapeout.tasks.patching.sweeps.result import SweepResult
+from tapeout.tasks.patching.sweeps.sweep import Estimate, Sweep
+from tapeout.tasks.patching.sweeps.variants import Part, Variants, direct, edges, heads, heads_by_position
 
 if TYPE_CHECKING:
     import xarray as xr

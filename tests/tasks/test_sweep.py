@@ -19,12 +19,12 @@ from tapeout.ir import Array, Circuit, GeneralFunction, Matcher, TorchDeviceDtyp
 from tapeout.ir.errors import ArtefactError, DataError, MatchError, ShapeError, TapeoutError, UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset
 from tapeout.tasks.patching import PATCH_TOKENS, ablate, activation_patch, expose, path_patch
-from tapeout.tasks.patching import variants as of
-from tapeout.tasks.patching.edits import sweep_edits
 from tapeout.tasks.patching.names import END, Site
-from tapeout.tasks.patching.result import SweepResult
-from tapeout.tasks.patching.sweep import Sweep, sweep
-from tapeout.tasks.patching.variants import Variant, Variants
+from tapeout.tasks.patching.sweeps import variants as of
+from tapeout.tasks.patching.sweeps.edits import sweep_edits
+from tapeout.tasks.patching.sweeps.result import SweepResult
+from tapeout.tasks.patching.sweeps.sweep import Sweep, sweep
+from tapeout.tasks.patching.sweeps.variants import Variant, Variants
 
 ROWS, LENGTH, VOCABULARY = 3, 5, 11
 MODELS = {"gpt2": lambda: tiny.gpt2(VOCABULARY, layers=3), "llama": lambda: tiny.llama(VOCABULARY, layers=3)}
@@ -255,7 +255,7 @@ def test_rows_that_go_some_at_a_time_give_the_same(
     for variants in (of.heads_by_position(metric), of.edges(metric, positions=(-1,))):
         whole = sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy()
         with monkeypatch.context() as patched:
-            patched.setattr("tapeout.tasks.patching.plan._POSITIONS", positions)
+            patched.setattr("tapeout.tasks.patching.sweeps.plan._POSITIONS", positions)
             parts = sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy()
         assert np.nanmax(np.abs(parts - whole)) < 1e-12
 

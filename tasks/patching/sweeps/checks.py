@@ -6,10 +6,10 @@ from dataclasses import replace
 from itertools import combinations
 
 from tapeout.ir.errors import DataError, MatchError, ShapeError
-from tapeout.tasks.patching.anatomy import Anatomy
-from tapeout.tasks.patching.jobs import job_of
 from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.variants import Cell, Variant, Variants
+from tapeout.tasks.patching.sweeps.anatomy import Anatomy
+from tapeout.tasks.patching.sweeps.jobs import job_of
+from tapeout.tasks.patching.sweeps.variants import Cell, Variant, Variants
 
 
 def check(variants: Variants, anatomy: Anatomy) -> None:

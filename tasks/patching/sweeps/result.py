@@ -16,7 +16,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from tapeout.ir.errors import ArtefactError, MatchError
-from tapeout.tasks.patching.variants import Variants
+from tapeout.tasks.patching.sweeps.variants import Variants
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -13,8 +13,8 @@ from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError
 from tapeout.tasks.patching.data import PATCH_TOKENS, Data, check_pair
 from tapeout.tasks.patching.paths import PathIn, path_patch
-from tapeout.tasks.patching.result import SweepResult, as_result
-from tapeout.tasks.patching.variants import Variants
+from tapeout.tasks.patching.sweeps.result import SweepResult, as_result
+from tapeout.tasks.patching.sweeps.variants import Variants
 
 Edit = Callable[[Circuit], Circuit]
 """An edit of the metric's circuit of one row; the result may read `patch.tokens`."""

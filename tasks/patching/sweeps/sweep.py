@@ -26,16 +26,16 @@ from tapeout.compiler.measure import measure
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import DataError, TypeMismatchError, UnsupportedError
-from tapeout.tasks.patching.anatomy import Anatomy, anatomy
-from tapeout.tasks.patching.cluster import run_on
 from tapeout.tasks.patching.data import Data, check_rows, rows_of
-from tapeout.tasks.patching.graphs import Values
-from tapeout.tasks.patching.passage import Passage, values_on
-from tapeout.tasks.patching.pieces import Pieces
 from tapeout.tasks.patching.places import node_names
-from tapeout.tasks.patching.plan import Plan, Portions
-from tapeout.tasks.patching.result import SweepResult, as_result
-from tapeout.tasks.patching.variants import Cell, Variant, Variants, listed
+from tapeout.tasks.patching.sweeps.anatomy import Anatomy, anatomy
+from tapeout.tasks.patching.sweeps.cluster import run_on
+from tapeout.tasks.patching.sweeps.graphs import Values
+from tapeout.tasks.patching.sweeps.passage import Passage, values_on
+from tapeout.tasks.patching.sweeps.pieces import Pieces
+from tapeout.tasks.patching.sweeps.plan import Plan, Portions
+from tapeout.tasks.patching.sweeps.result import SweepResult, as_result
+from tapeout.tasks.patching.sweeps.variants import Cell, Variant, Variants, listed
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tapeout.ir import Circuit
-from tapeout.tasks.patching.anatomy import Anatomy
 from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.variants import Variant
+from tapeout.tasks.patching.sweeps.anatomy import Anatomy
+from tapeout.tasks.patching.sweeps.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.functions import Cast, GenIndex
 from tapeout.ir.kernels import Attention, Rotary
 from tapeout.ir.sizes import BATCH, SymbolicSize, dim
-from tapeout.tasks.patching.anatomy import NAMESPACE
+from tapeout.tasks.patching.sweeps.anatomy import NAMESPACE
 
 ROWS, WINDOW, PAST = BATCH, dim("WINDOW"), dim("PAST")
 Values = Mapping[Circuit, torch.Tensor]

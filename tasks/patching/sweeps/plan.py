@@ -11,12 +11,12 @@ import torch
 from tapeout.compiler.cost import Cost, elements
 from tapeout.ir import Circuit
 from tapeout.ir.errors import UnsupportedError
-from tapeout.tasks.patching.anatomy import Anatomy
-from tapeout.tasks.patching.checks import check
-from tapeout.tasks.patching.graphs import ROWS
-from tapeout.tasks.patching.jobs import Job, job_of, read_nodes, taken_nodes
-from tapeout.tasks.patching.pieces import Pieces
-from tapeout.tasks.patching.variants import Cell, Variant, Variants
+from tapeout.tasks.patching.sweeps.anatomy import Anatomy
+from tapeout.tasks.patching.sweeps.checks import check
+from tapeout.tasks.patching.sweeps.graphs import ROWS
+from tapeout.tasks.patching.sweeps.jobs import Job, job_of, read_nodes, taken_nodes
+from tapeout.tasks.patching.sweeps.pieces import Pieces
+from tapeout.tasks.patching.sweeps.variants import Cell, Variant, Variants
 
 _POSITIONS = 2048
 """Positions that go through a piece at once: enough for the products' full rate, few enough for the caches."""

@@ -14,13 +14,13 @@ import torch
 
 from tapeout.ir import Circuit, GeneralFunction
 from tapeout.ir.kernels import Linear
-from tapeout.tasks.patching.anatomy import AttentionLayer, Cut
-from tapeout.tasks.patching.graphs import Values, Window
-from tapeout.tasks.patching.heads import attend, outputs
-from tapeout.tasks.patching.jobs import Job, cut_of
 from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.pieces import Pieces
-from tapeout.tasks.patching.variants import Variant, With
+from tapeout.tasks.patching.sweeps.anatomy import AttentionLayer, Cut
+from tapeout.tasks.patching.sweeps.graphs import Values, Window
+from tapeout.tasks.patching.sweeps.heads import attend, outputs
+from tapeout.tasks.patching.sweeps.jobs import Job, cut_of
+from tapeout.tasks.patching.sweeps.pieces import Pieces
+from tapeout.tasks.patching.sweeps.variants import Variant, With
 
 
 @dataclass(frozen=True, slots=True)

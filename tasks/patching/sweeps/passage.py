@@ -12,12 +12,12 @@ from itertools import groupby
 import torch
 
 from tapeout.ir import Circuit
-from tapeout.tasks.patching.changes import Changes
-from tapeout.tasks.patching.further import changes_of_rows
-from tapeout.tasks.patching.graphs import Values, Window
-from tapeout.tasks.patching.pieces import Pieces
-from tapeout.tasks.patching.plan import Entry, Plan, Portions, Step
-from tapeout.tasks.patching.variants import With
+from tapeout.tasks.patching.sweeps.changes import Changes
+from tapeout.tasks.patching.sweeps.further import changes_of_rows
+from tapeout.tasks.patching.sweeps.graphs import Values, Window
+from tapeout.tasks.patching.sweeps.pieces import Pieces
+from tapeout.tasks.patching.sweeps.plan import Entry, Plan, Portions, Step
+from tapeout.tasks.patching.sweeps.variants import With
 
 Tensors = Mapping[str, torch.Tensor]
 """Data by name: the rows of some prompts."""

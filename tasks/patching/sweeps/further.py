@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 
 from tapeout.ir import Circuit
-from tapeout.tasks.patching.changes import Changes
-from tapeout.tasks.patching.graphs import Window
-from tapeout.tasks.patching.jobs import read_nodes
-from tapeout.tasks.patching.plan import Step
+from tapeout.tasks.patching.sweeps.changes import Changes
+from tapeout.tasks.patching.sweeps.graphs import Window
+from tapeout.tasks.patching.sweeps.jobs import read_nodes
+from tapeout.tasks.patching.sweeps.plan import Step
 
 
 def changes_of_rows(

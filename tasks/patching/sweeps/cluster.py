@@ -19,12 +19,12 @@ import numpy as np
 
 from tapeout.ir import Circuit
 from tapeout.ir.errors import UnsupportedError
-from tapeout.tasks.patching.variants import Cell
+from tapeout.tasks.patching.sweeps.variants import Cell
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from tapeout.tasks.patching.sweep import Sweep
+    from tapeout.tasks.patching.sweeps.sweep import Sweep
 
 Numbers = Any
 """A numpy array."""
@@ -122,6 +122,6 @@ def _evaluated(job: Job, cells: Sequence[Cell]) -> tuple[Sequence[Cell], Numbers
 @lru_cache(maxsize=1)
 def _sweep_of(job: Job) -> Sweep:
     """On a worker: the sweep, planned; what it compiles stays with it."""
-    from tapeout.tasks.patching.sweep import Sweep
+    from tapeout.tasks.patching.sweeps.sweep import Sweep
 
     return Sweep(Circuit.load(Path(job.folder) / _CIRCUIT), **job.arguments)
