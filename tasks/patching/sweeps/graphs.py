@@ -143,12 +143,11 @@ class _Windowed:
         return Graph((self.memo[end],), self.x, tuple(self.sources.values()))
 
     def _rewritten(self, node: Circuit) -> Circuit:
-        if isinstance(node, GeneralFunction) and isinstance(node.spec, Attention):
-            return self._attention(node)
         axes = {child: axis for child in node.children if (axis := self._axis(child)) is not None}
         if not axes:
             return node.with_children(tuple(self._child(child, None) for child in node.children))
-        rule = _RULES.get(type(node))
+        rule = _OF_FUNCTIONS.get(type(node.spec)) if isinstance(node, GeneralFunction) else None
+        rule = rule or _RULES.get(type(node))
         if rule is None:
             raise _mixes(node)
         out: Circuit = rule(self, node, axes)
@@ -176,30 +175,26 @@ class _Windowed:
         shape = (*node.shape[:axis], WINDOW, *node.shape[axis + 1 :])
         if node.free_symbols:
             return self._input(node, shape, window_of_prompt(node, axis), "window")
-        return self._part_of_constant(node, shape, axis)
+        return self._of_constant(node, shape, axis)
 
     def _input(self, node: Circuit, shape: Any, fetch: Fetch, sort: str = "whole") -> Circuit:
         key = (node, sort)
         if key not in self.sources:
             name = f"source{len(self.sources)}"
             symbol = Symbol(shape, uuid5(NAMESPACE, f"window {name}"), name, node.torch_dtype)
-            self.sources[key] = Source(symbol, fetch, node)
+            self.sources[key] = Source(symbol, fetch, node if node.free_symbols else None)
         return self.sources[key].symbol
 
-    def _part_of_constant(self, node: Circuit, shape: Any, axis: int) -> Circuit:
-        key = (node, "constant")
-        if key not in self.sources:
-            name = f"source{len(self.sources)}"
-            symbol = Symbol(shape, uuid5(NAMESPACE, f"window {name}"), name, node.torch_dtype)
-            self.sources[key] = Source(symbol, window_of_constant(self.constant(node), axis), None)
-        return self.sources[key].symbol
+    def _of_constant(self, node: Circuit, shape: Any, axis: int) -> Circuit:
+        return self._input(node, shape, window_of_constant(self.constant(node), axis), "constant")
 
     # -- rules
 
-    def _attention(self, node: GeneralFunction) -> Circuit:
+    def _attention(self, node: GeneralFunction, axes: Mapping[Circuit, int]) -> Circuit:
+        """Over the earlier keys and values too; a query sees what stands before it."""
         q, k, v, *mask = node.children
         spec: Any = node.spec
-        moved = self._axis(q)
+        moved = axes.get(q)
         if moved is None and (mask or spec.causal):
             raise _mixes(node)
         if moved is not None and (moved != q.rank - 2 or not spec.causal):
@@ -207,7 +202,7 @@ class _Windowed:
         children = [self._child(q, None), self._keys(k), self._keys(v)]
         if moved is not None:
             grid = torch.ones(self.length, self.length).tril()
-            children.append(self._part_of_constant(Array(grid), (WINDOW, dim("KEYS")), 0))
+            children.append(self._of_constant(Array(grid), (WINDOW, dim("KEYS")), 0))
         return GeneralFunction(*children, spec=Attention(spec.scale, causal=False), name=None)
 
     def _keys(self, node: Circuit) -> Circuit:
@@ -223,17 +218,15 @@ class _Windowed:
     def _rotary(self, node: GeneralFunction, axes: Mapping[Circuit, int]) -> Circuit:
         """The tables are those of the window's positions."""
         x, *tables = node.children
+        if set(axes) != {x}:
+            raise _mixes(node)
         behind = x.rank - axes[x]
         parts = (self._child(table, table.rank - behind if table.rank >= behind else None) for table in tables)
         return node.with_children((self.memo[x], *parts))
 
     def _function(self, node: GeneralFunction, axes: Mapping[Circuit, int]) -> Circuit:
         """Functions of one entry, or of the last axis, which is none of positions."""
-        if isinstance(node.spec, Rotary) and set(axes) == {node.children[0]}:
-            return self._rotary(node, axes)
-        by_row = not isinstance(node.spec, GenIndex) and all(
-            axis == child.rank - 2 or axis < child.rank - 1 for child, axis in axes.items()
-        )
+        by_row = not isinstance(node.spec, GenIndex) and all(axis < child.rank - 1 for child, axis in axes.items())
         alone = set(axes) == {node.children[0]} and not any(c.free_symbols for c in node.children[1:])
         if not by_row or not (alone or isinstance(node.spec, Cast)):
             raise _mixes(node)
@@ -280,6 +273,7 @@ _RULES: dict[type[Circuit], Any] = {
     Rearrange: _Windowed._rearrange,
     Index: _Windowed._index,
 }
+_OF_FUNCTIONS: dict[type, Any] = {Attention: _Windowed._attention, Rotary: _Windowed._rotary}
 
 
 def _mixes(node: Circuit) -> UnsupportedError:
