@@ -76,14 +76,20 @@ def check_pair(circuit: Circuit, baseline: Data | None, patch: Data | None) -> d
             hint="give both, or neither: the result is then a circuit of one row with the symbols tokens and "
             f"{PATCH_TOKENS}",
         )
-    ours, others = rows_of(baseline)["tokens"], rows_of(patch)["tokens"]
-    if ours.shape != others.shape:
-        raise DataError(
-            f"baseline tokens {list(ours.shape)} and patch tokens {list(others.shape)} do not go together",
-            hint="row i of the one is patched into row i of the other: both need as many rows, of equal length "
-            "(dataset.gen_flipped_prompts keeps both)",
-        )
+    others = rows_of(patch)["tokens"]
+    check_shapes({"tokens": rows_of(baseline)["tokens"]}, {"tokens": others})
     return {**check_rows(circuit, baseline), PATCH_TOKENS: others}
+
+
+def check_shapes(baseline: Mapping[str, torch.Tensor], patch: Mapping[str, torch.Tensor]) -> None:
+    """Raises DataError unless the tensors of both datasets have the same shapes, name by name."""
+    for name, value in baseline.items():
+        if value.shape != patch[name].shape:
+            raise DataError(
+                f"baseline {name} {list(value.shape)} and patch {name} {list(patch[name].shape)} do not go together",
+                hint="row i of the one is patched into row i of the other: both need as many rows, of equal length "
+                "(dataset.gen_flipped_prompts keeps both)",
+            )
 
 
 def check_rows(circuit: Circuit, data: Data) -> dict[str, torch.Tensor]:

@@ -26,7 +26,7 @@ from tapeout.compiler.measure import measure
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import DataError, TypeMismatchError, UnsupportedError
-from tapeout.tasks.patching.data import Data, check_rows, rows_of
+from tapeout.tasks.patching.data import Data, check_rows, check_shapes, rows_of
 from tapeout.tasks.patching.places import node_names
 from tapeout.tasks.patching.sweeps.anatomy import Anatomy, anatomy
 from tapeout.tasks.patching.sweeps.cluster import run_on
@@ -132,7 +132,7 @@ class Sweep:
             **self.baseline,
             **_on(self.device, {name: given[name] for name in self.baseline if name in given}),
         }
-        _check_pair(self.baseline, self.patch)
+        check_shapes(self.baseline, self.patch)
         self.progress = progress or (lambda what, done, total: None)
         self.anatomy = anatomy(circuit, list(self.baseline), self.dtype)
         _check_heads(circuit, self.anatomy)
@@ -266,16 +266,6 @@ def _check_heads(circuit: Circuit, anatomy: Anatomy) -> None:
                 f"layer a{layer.number} has {len(named.get(layer.number, ()))} heads with names, and {layer.heads} are "
                 "computed together",
                 hint="sweep over the circuit as it was split, before it was patched",
-            )
-
-
-def _check_pair(baseline: Mapping[str, torch.Tensor], patch: Mapping[str, torch.Tensor]) -> None:
-    for name, value in baseline.items():
-        if value.shape != patch[name].shape:
-            raise DataError(
-                f"baseline {name} {list(value.shape)} and patch {name} {list(patch[name].shape)} do not go together",
-                hint="row i of the one is patched into row i of the other: both need as many rows, of equal length "
-                "(dataset.gen_flipped_prompts keeps both)",
             )
 
 

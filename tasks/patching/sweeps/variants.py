@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, MatchError
@@ -181,11 +181,9 @@ def heads(
     """
     rows, columns = _heads_of(circuit, layers)
     at = as_positions(positions)
-    cells: dict[Cell, Variant] = {
-        (i, j): Variant(_head(layer, head, part), at, None, with_)
-        for (i, layer), (j, head) in product(enumerate(rows), enumerate(columns))
-    }
-    return Variants(("layer", "head"), {"layer": rows, "head": columns}, cells)
+    return _grid(
+        {"layer": rows, "head": columns}, lambda layer, head: Variant(_head(layer, head, part), at, None, with_)
+    )
 
 
 def heads_by_position(
@@ -198,12 +196,10 @@ def heads_by_position(
     """Each head at each position by itself: axes `layer`, `head` and `position`. Args: see `heads`."""
     rows, columns = _heads_of(circuit, layers)
     places = list(as_positions(positions) or range(_length(circuit)))
-    cells: dict[Cell, Variant] = {
-        (i, j, k): Variant(_head(layer, head, part), (place,), None, with_)
-        for (i, layer), (j, head), (k, place) in product(enumerate(rows), enumerate(columns), enumerate(places))
-    }
-    coords: dict[str, list[int]] = {"layer": rows, "head": columns, "position": places}
-    return Variants(("layer", "head", "position"), coords, cells)
+    return _grid(
+        {"layer": rows, "head": columns, "position": places},
+        lambda layer, head, place: Variant(_head(layer, head, part), (place,), None, with_),
+    )
 
 
 def mlps(
@@ -216,7 +212,8 @@ def mlps(
     """Each MLP by itself: axis `layer`, and `position` if `by_position`. Args: see `heads`."""
     rows = [name.layer for name in node_names(circuit) if name.kind == "mlp" and name.layer is not None]
     rows = sorted(rows if layers is None else layers)
-    return _by_layer(circuit, [NodeName("mlp", layer) for layer in rows], rows, by_position, positions, with_)
+    named = {layer: NodeName("mlp", layer) for layer in rows}
+    return _by_layer(circuit, named, by_position, positions, with_)
 
 
 def residual_streams(
@@ -229,29 +226,25 @@ def residual_streams(
 
     Args: see `heads`.
     """
-    names = [name for name in node_names(circuit) if name.is_residual and name.kind != "embeds"]
-    return _by_layer(circuit, names, [str(name) for name in names], by_position, positions, with_)
+    named = {str(name): name for name in node_names(circuit) if name.is_residual and name.kind != "embeds"}
+    return _by_layer(circuit, named, by_position, positions, with_)
 
 
 def _by_layer(
     circuit: Circuit,
-    names: Sequence[NodeName],
-    labels: Sequence[Label],
+    named: Mapping[Any, NodeName],
     by_position: bool,
     positions: int | Sequence[int] | None,
     with_: With,
 ) -> Variants:
+    """Variants of the parts, by label; at each position by itself, or at all of them at once."""
+    at, labels = as_positions(positions), list(named)
     if not by_position:
-        at = as_positions(positions)
-        return Variants(
-            ("layer",), {"layer": labels}, {(i,): Variant(name, at, None, with_) for i, name in enumerate(names)}
-        )
-    places = list(as_positions(positions) or range(_length(circuit)))
-    cells: dict[Cell, Variant] = {
-        (i, k): Variant(name, (place,), None, with_)
-        for (i, name), (k, place) in product(enumerate(names), enumerate(places))
-    }
-    return Variants(("layer", "position"), {"layer": labels, "position": places}, cells)
+        return _grid({"layer": labels}, lambda label: Variant(named[label], at, None, with_))
+    places = list(at or range(_length(circuit)))
+    return _grid(
+        {"layer": labels, "position": places}, lambda label, place: Variant(named[label], (place,), None, with_)
+    )
 
 
 def direct(
@@ -274,11 +267,10 @@ def direct(
     rows, columns = _heads_of(circuit, layers)
     rows = [layer for layer in rows if layers is not None or NodeName("head", layer, 0).order < receiver.order]
     at = as_positions(positions)
-    cells: dict[Cell, Variant] = {
-        (i, j): Variant(NodeName("head", layer, head), at, receiver, with_)
-        for (i, layer), (j, head) in product(enumerate(rows), enumerate(columns))
-    }
-    return Variants(("layer", "head"), {"layer": rows, "head": columns}, cells)
+    return _grid(
+        {"layer": rows, "head": columns},
+        lambda layer, head: Variant(NodeName("head", layer, head), at, receiver, with_),
+    )
 
 
 def edges(
@@ -315,6 +307,15 @@ def edges(
             cells[i, j] = Variant(sender, at, into, with_)
     coords = {"sender": [str(name) for name in sending], "receiver": [str(name) for name in receiving]}
     return Variants(("sender", "receiver"), coords, cells)
+
+
+def _grid(coords: Mapping[str, Sequence[Any]], make: Callable[..., Variant]) -> Variants:
+    """A variant in every cell, made of the cell's labels."""
+    axes = [list(enumerate(labels)) for labels in coords.values()]
+    cells: dict[Cell, Variant] = {}
+    for places in product(*axes):
+        cells[tuple(number for number, _ in places)] = make(*(label for _, label in places))
+    return Variants(tuple(coords), coords, cells)
 
 
 def _head(layer: int, head: int, part: Part) -> NodeName:
