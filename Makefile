@@ -80,6 +80,15 @@ wheel: .venv-test/.deps ## build dist/*.whl and install it in .venv-test
 	@.venv-test/bin/python $(INSTALL) --no-deps --force-reinstall dist/tapeout-*.whl
 	@mkdir -p $(RUN)
 
+# Where torch with CUDA is installed already, and perhaps nothing can be fetched: the package alone, beside it.
+DEVICE ?= cuda
+GPU_PYTHON ?= python3
+.PHONY: gpu
+gpu: ## prove and measure what only a GPU can tell (DEVICE=cpu ARGS=--quick to rehearse, GPU_PYTHON=python3)
+	@$(FORGET_OLD_BUILD) build/gpu-site
+	@$(GPU_PYTHON) -m pip -qq --disable-pip-version-check install --no-deps --no-build-isolation --target build/gpu-site .
+	@PYTHONPATH=$(ROOT)/build/gpu-site $(GPU_PYTHON) benchmarks/gpu.py --device $(DEVICE) $(ARGS)
+
 .PHONY: clean
 clean: ## remove the environments, builds and caches of this checkout
 	@rm -rf .venv .venv-test .venv-dev build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache

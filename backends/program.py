@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tapeout.backends.numerics import Numerics
 from tapeout.ir import Circuit, GeneralFunction, Symbol, postorder
 
 
@@ -21,6 +22,7 @@ class Program:
         dtype: what floating values are computed in; for a narrow one see `tapeout.backends.precision`.
         device: where it runs.
         rows: a typical batch size; None if nobody says.
+        numerics: how products are computed.
         order: every node below the roots, children before parents; None for `postorder`.
     """
 
@@ -31,6 +33,7 @@ class Program:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     rows: int | None = None
     order: Sequence[Circuit] | None = None
+    numerics: Numerics = Numerics()  # noqa: RUF009 (immutable)
 
     @property
     def nodes(self) -> Iterable[Circuit]:

@@ -25,6 +25,7 @@ from uuid import UUID
 import torch
 
 from tapeout.backends.devices import as_device
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.program import Program
 from tapeout.compiler import run_artefact
 from tapeout.compiler.compile import BACKENDS
@@ -155,6 +156,7 @@ def _manifest(compiled: Compiled, model: str | None) -> dict[str, Any]:
         "max_memory": compiled.max_memory,
         "batch": list(compiled.batch),
         "packed_bytes": compiled.packed_bytes,
+        "numerics": asdict(compiled.numerics),
         "options": _options_entry(compiled.executable),
         "passes": [asdict(each) for each in compiled.passes],
         "origins": [[i, compiled.origins[node]] for i, node in enumerate(order) if node in compiled.origins],
@@ -206,9 +208,10 @@ def _compiled(folder: Path, manifest: dict[str, Any], device: torch.device) -> C
     typical = max(batch, default=None)
     evaluated = evaluation_order(roots, dtype, typical) if any(each.name == ORDER for each in passes) else None
     symbols = [each.batched for each in inputs]
+    numerics = Numerics(**manifest.get("numerics", {}))
     return Compiled(
         manifest["backend"],
-        _executable(folder, manifest, Program(roots, symbols, origins, dtype, device, typical, evaluated)),
+        _executable(folder, manifest, Program(roots, symbols, origins, dtype, device, typical, evaluated, numerics)),
         inputs,
         roots,
         origins,
@@ -219,6 +222,7 @@ def _compiled(folder: Path, manifest: dict[str, Any], device: torch.device) -> C
         manifest["max_memory"],
         batch,
         evaluated,
+        numerics,
     )
 
 
@@ -238,5 +242,5 @@ def _executable(folder: Path, manifest: dict[str, Any], program: Program) -> Exe
     if model is None:
         executable, _ = backend.build(program, **options)
     else:
-        executable = backend.load(folder / model, program.device, **options)
+        executable = backend.load(folder / model, program.device, numerics=program.numerics, **options)
     return executable

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tapeout.backends.devices import as_device
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.onnx import OnnxOptions
 from tapeout.backends.program import Program
 from tapeout.compiler.compiled import Compiled, Executable
@@ -48,6 +49,8 @@ def compile(
     max_memory: int | None = None,
     options: BackendOptions | Mapping[str, Any] | None = None,
     batch: int | Sequence[int] | None = None,
+    tf32: bool = False,
+    deterministic: bool = False,
 ) -> Compiled:
     """Compiles a circuit of one row to a callable over batches of rows.
 
@@ -66,6 +69,9 @@ def compile(
         batch: the batch size, or sizes, that calls are expected to have. It is no limit: every call takes any number
             of rows. On CUDA, fx and inductor capture a CUDA graph for each size, to which batches are filled up or
             by which they are computed in parts. Elsewhere the largest is what compilers take for typical.
+        tf32: whether products of float32 on CUDA may round their operands to TF32: faster, with errors near 1e-3.
+            Whatever torch is set to, a call computes as it was compiled.
+        deterministic: whether a call on CUDA gives the same bits each time; see `Numerics`.
 
     Returns:
         A callable: `compile(c, inputs=["tokens"])(tokens=...)` gives the value with the batch axis first.
@@ -76,7 +82,9 @@ def compile(
         UnsupportedError: for a backend, a device or an option that is not there, a node that the backend cannot
             lower, a `batch` that is no number of rows, or a `max_memory` that not even one row fits.
     """
-    return compile_many([circuit], backend, inputs, dtype, device, level, max_memory, options, batch)
+    return compile_many(
+        [circuit], backend, inputs, dtype, device, level, max_memory, options, batch, tf32, deterministic
+    )
 
 
 def compile_many(
@@ -89,6 +97,8 @@ def compile_many(
     max_memory: int | None = None,
     options: BackendOptions | Mapping[str, Any] | None = None,
     batch: int | Sequence[int] | None = None,
+    tf32: bool = False,
+    deterministic: bool = False,
 ) -> Compiled:
     """Compiles several circuits to one callable with several results; what they share is computed once.
 
@@ -98,7 +108,8 @@ def compile_many(
         if not isinstance(each, Circuit):
             raise TypeMismatchError(f"a {type(each).__name__} is to be compiled", hint="give a circuit")
     build, sizes = builder(backend, options), batch_sizes(batch)
-    kind, where = as_dtype(dtype), as_device(device)
+    kind, where, numerics = as_dtype(dtype), as_device(device), Numerics(tf32, deterministic)
+    numerics.check(where)
     check_memory(max_memory)
     if kind not in DTYPES:
         raise TypeMismatchError(f"cannot compile to {kind}", hint="use float32, float64 or bfloat16")
@@ -106,7 +117,7 @@ def compile_many(
     typical = max(sizes, default=None)
     optimised = optimise(rows, found, level, from_environment(), kind, typical)
     symbols = [each.batched for each in found]
-    program = Program(optimised.roots, symbols, optimised.origins, kind, where, typical, optimised.order)
+    program = Program(optimised.roots, symbols, optimised.origins, kind, where, typical, optimised.order, numerics)
     try:
         executable, packed = build(program)
     except Exception as error:
@@ -125,6 +136,7 @@ def compile_many(
         max_memory,
         sizes,
         optimised.order,
+        numerics,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from tapeout.backends.cuda_graphs import CudaGraphs
 from tapeout.backends.devices import as_device
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.rows import joined, split_rows
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
@@ -53,7 +54,8 @@ class Compiled:
         max_memory: bytes that a call may take; None for no limit.
         batch: batch sizes that calls are expected to have, ascending.
         order: the nodes in the order of evaluation; None for `postorder`.
-        graphs: on CUDA the calls of these sizes, captured; None where nothing is captured.
+        numerics: how products are computed.
+        graphs: on CUDA the calls of these sizes, or the one without inputs, captured; None where nothing is captured.
     """
 
     backend: str
@@ -68,14 +70,16 @@ class Compiled:
     max_memory: int | None = None
     batch: tuple[int, ...] = ()
     order: tuple[Circuit, ...] | None = field(default=None, repr=False)
+    numerics: Numerics = Numerics()  # noqa: RUF009 (immutable)
     graphs: CudaGraphs | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.device.type != "cuda" or self.backend not in CAPTURED:
             return
-        fitting = [size for size in self.batch if self.max_memory is None or self._fits(size, self.max_memory)]
+        sizes = self.batch if self.inputs else (1,)
+        fitting = [size for size in sizes if self.max_memory is None or self._fits(size, self.max_memory)]
         if fitting:
-            object.__setattr__(self, "graphs", CudaGraphs(self.executable, fitting))
+            object.__setattr__(self, "graphs", CudaGraphs(self.executable, fitting, self.device))
 
     def __call__(self, /, *unnamed: object, **values: torch.Tensor) -> Any:
         """The value, one row an entry of the batch; a tuple if several circuits were compiled together.

@@ -197,7 +197,9 @@ def check_values(
                 hint="all inputs share the leading batch axis",
             )
         rows = value.shape[0]
-    return [values[each.name] for each in inputs]
+    given = [values[each.name] for each in inputs]
+    _check_indices(inputs, given)
+    return given
 
 
 def _check_value(each: Input, value: torch.Tensor, device: torch.device) -> None:
@@ -221,10 +223,18 @@ def _check_value(each: Input, value: torch.Tensor, device: torch.device) -> None
             f"input {each.name!r} is on {value.device}, the compiled circuit on {device}",
             hint=f"move it: {each.name}.to({str(device)!r}), or the circuit: compiled.to({str(value.device)!r})",
         )
-    if each.below is not None and value.numel():
-        low, high = int(value.min()), int(value.max())
-        if low < 0 or high >= each.below:
+
+
+def _check_indices(inputs: Sequence[Input], values: Sequence[torch.Tensor]) -> None:
+    """Indices beyond their table: a GPU would not say which one it met, and could not be used after it."""
+    found = [(each, each.below, value) for each, value in zip(inputs, values, strict=True) if each.below is not None]
+    found = [(each, below, value) for each, below, value in found if value.numel()]
+    if not found:
+        return
+    ends = torch.stack([end for _, _, value in found for end in value.aminmax()]).tolist()  # waits for a GPU once
+    for (each, below, _), low, high in zip(found, ends[::2], ends[1::2], strict=True):
+        if low < 0 or high >= below:
             raise DataError(
-                f"input {each.name!r} holds {low if low < 0 else high}, outside 0 to {each.below - 1}",
+                f"input {each.name!r} holds {low if low < 0 else high}, outside 0 to {below - 1}",
                 hint="tokens must come from the tokenizer of this model",
             )

@@ -10,6 +10,7 @@ from torch import fx
 
 from tapeout.backends.fx.lower import lower
 from tapeout.backends.fx.source import readable
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.program import Program
 
 
@@ -19,24 +20,28 @@ class FxExecutable:
     Attributes:
         module: the GraphModule. Its weights are parameters that want no gradient; set `requires_grad` on
             them, or give inputs that want one, and call `module` itself: calls of this object record nothing.
+        device: where it runs.
+        numerics: how its products are computed.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, device: torch.device, numerics: Numerics = Numerics()) -> None:  # noqa: B008
         self.module = module
+        self.device = device
+        self.numerics = numerics
 
     @property
     def source(self) -> str:
         return readable(self.module.code)
 
     def __call__(self, *values: torch.Tensor) -> Any:
-        with torch.inference_mode():
+        with self.numerics.applied(self.device), torch.inference_mode():
             return self.module(*values)
 
     def to(self, device: torch.device) -> FxExecutable:
-        return FxExecutable(deepcopy(self.module).to(device))
+        return FxExecutable(deepcopy(self.module).to(device), device, self.numerics)
 
 
 def build(program: Program) -> tuple[FxExecutable, int]:
     """The executable, and the bytes of weights copied into another layout."""
     module, packed = lower(program)
-    return FxExecutable(module), packed
+    return FxExecutable(module, program.device, program.numerics), packed

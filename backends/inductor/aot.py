@@ -17,6 +17,7 @@ from torch import fx
 
 from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples
 from tapeout.backends.inductor.freezing import options
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.quiet import without_known_warnings
 from tapeout.backends.rows import filled_up, first_rows
 from tapeout.ir import Symbol
@@ -66,10 +67,10 @@ def package(
 class AotExecutable:
     """A package that was loaded."""
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, device: torch.device, numerics: Numerics) -> None:
         os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")
         self._run = _loaded(path)
-        self._device = device
+        self._device, self._numerics = device, numerics
 
     @property
     def source(self) -> str:
@@ -77,7 +78,7 @@ class AotExecutable:
 
     def __call__(self, *values: torch.Tensor) -> Any:
         rows = values[0].shape[0] if values else LEAST_ROWS
-        with torch.inference_mode():
+        with self._numerics.applied(self._device), torch.inference_mode():
             out = self._run(*filled_up([value.detach().contiguous() for value in values], LEAST_ROWS))
         return out if rows >= LEAST_ROWS else first_rows(out, rows)
 

@@ -13,6 +13,7 @@ from tapeout.backends.fx.lower import lower
 from tapeout.backends.inductor.aot import AotExecutable, package
 from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, LEAST_SIZE, examples, open_axes
 from tapeout.backends.inductor.freezing import options, packed_bytes
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.program import Program
 from tapeout.backends.quiet import without_known_warnings
 from tapeout.backends.rows import filled_up, first_rows
@@ -32,14 +33,21 @@ class InductorExecutable:
         inputs: its inputs.
         device: where it runs.
         rows: the batch size that the compiler took for typical.
+        numerics: how its products are computed.
     """
 
     def __init__(
-        self, module: fx.GraphModule, inputs: Sequence[Symbol], device: torch.device, rows: int | None = None
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[Symbol],
+        device: torch.device,
+        rows: int | None = None,
+        numerics: Numerics = Numerics(),  # noqa: B008
     ) -> None:
         self.module = module
         self.inputs = tuple(inputs)
         self.device = device
+        self.numerics = numerics
         self.rows = max(rows or EXAMPLE_ROWS, LEAST_ROWS)
         self._batched = [number for number, symbol in enumerate(inputs) if symbol.shape[:1] == (BATCH,)]
         self._open = tuple(open_axes(inputs))
@@ -60,7 +68,7 @@ class InductorExecutable:
             for number, filled in zip(self._batched, filled_up(batched, LEAST_ROWS), strict=True):
                 given[number] = filled
         run = self._compiled_for(given)
-        with torch.inference_mode():
+        with self.numerics.applied(self.device), torch.inference_mode():
             out = run(*given)
         return out if rows >= LEAST_ROWS else first_rows(out, rows)
 
@@ -69,13 +77,14 @@ class InductorExecutable:
         case = tuple(values[number].shape[axis] < LEAST_SIZE for number, axis in self._open)
         if case not in self._compiled:
             free = [place for place, is_special in zip(self._open, case, strict=True) if not is_special]
-            self._compiled[case] = _compiled(self.module, values, free, self.device)
+            with self.numerics.applied(self.device):
+                self._compiled[case] = _compiled(self.module, values, free, self.device)
         return self._compiled[case]
 
     def to(self, device: torch.device) -> InductorExecutable:
         from copy import deepcopy
 
-        return InductorExecutable(deepcopy(self.module).to(device), self.inputs, device, self.rows)
+        return InductorExecutable(deepcopy(self.module).to(device), self.inputs, device, self.rows, self.numerics)
 
     def save(self, path: Path) -> None:
         """Writes a package that needs neither tapeout nor a compiler: see `aot.package`."""
@@ -91,17 +100,17 @@ def build(program: Program) -> tuple[InductorExecutable, int]:
     """
     check_compiler()
     module, packed = lower(program)
-    executable = InductorExecutable(module, program.inputs, program.device, program.rows)
+    executable = InductorExecutable(module, program.inputs, program.device, program.rows, program.numerics)
     return executable, packed + packed_bytes(module, program.device)
 
 
-def load(path: Path, device: torch.device) -> AotExecutable:
+def load(path: Path, device: torch.device, numerics: Numerics) -> AotExecutable:
     """Reads a package that was saved.
 
     Raises:
         ArtefactError: if it does not run here.
     """
-    return AotExecutable(path, device)
+    return AotExecutable(path, device, numerics)
 
 
 def check_compiler() -> None:

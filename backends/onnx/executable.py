@@ -10,6 +10,7 @@ import onnx_ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.onnx import session
 from tapeout.backends.onnx.file import write
 from tapeout.backends.onnx.lower import lower
@@ -39,14 +40,22 @@ class OnnxExecutable:
         path: where it was loaded from; None if it was compiled.
         device: where it runs.
         options: how.
+        numerics: how its products are computed.
     """
 
-    def __init__(self, model: onnx_ir.Model | None, path: Path | None, device: torch.device, options: OnnxOptions):
-        self.model, self.path, self.device, self.options = model, path, device, options
+    def __init__(
+        self,
+        model: onnx_ir.Model | None,
+        path: Path | None,
+        device: torch.device,
+        options: OnnxOptions,
+        numerics: Numerics = Numerics(),  # noqa: B008
+    ) -> None:
+        self.model, self.path, self.device, self.options, self.numerics = model, path, device, options, numerics
         if model is not None:
-            self._session = session.of_model(model, device, options)
+            self._session = session.of_model(model, device, options, numerics)
         elif path is not None:
-            self._session = session.of_file(path, device, options)
+            self._session = session.of_file(path, device, options, numerics)
         else:
             raise UnsupportedError("there is neither a model nor a file", hint="give one of them")
         self._nothing = torch.empty(1, device=device)  # an address for tensors without entries
@@ -107,7 +116,9 @@ class OnnxExecutable:
 
     def to(self, device: torch.device) -> OnnxExecutable:
         """The same on another device."""
-        return self if device == self.device else OnnxExecutable(self.model, self.path, device, self.options)
+        if device == self.device:
+            return self
+        return OnnxExecutable(self.model, self.path, device, self.options, self.numerics)
 
     def save(self, path: Path) -> None:
         """Writes the model: any ONNX runtime reads it, without tapeout. See `file.write`."""
@@ -133,14 +144,14 @@ def build(program: Program, options: OnnxOptions) -> tuple[OnnxExecutable, int]:
             hint="compile to float32, use device='cuda', or backend='fx' for bfloat16",
         )
     model, packed = lower(program, options)
-    return OnnxExecutable(model, None, program.device, options), packed
+    return OnnxExecutable(model, None, program.device, options, program.numerics), packed
 
 
-def load(path: Path, device: torch.device, options: OnnxOptions) -> OnnxExecutable:
+def load(path: Path, device: torch.device, numerics: Numerics, options: OnnxOptions) -> OnnxExecutable:
     """Reads a model that was saved.
 
     Raises:
         ArtefactError: if it cannot be read.
         UnsupportedError: if ONNX Runtime does not have the device.
     """
-    return OnnxExecutable(None, path, device, options)
+    return OnnxExecutable(None, path, device, options, numerics)

@@ -9,6 +9,7 @@ import onnx_ir
 import onnxruntime
 import torch
 
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.onnx.file import skeleton
 from tapeout.backends.onnx.options import OnnxOptions
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
@@ -19,7 +20,9 @@ _INEXACT = ["MatMulScaleFusion"]
 """Fusions of ONNX Runtime that keep a factor in float32, whatever the model's dtype is."""
 
 
-def of_model(model: onnx_ir.Model, device: torch.device, options: OnnxOptions) -> onnxruntime.InferenceSession:
+def of_model(
+    model: onnx_ir.Model, device: torch.device, options: OnnxOptions, numerics: Numerics
+) -> onnxruntime.InferenceSession:
     """A session of a model in memory.
 
     Raises:
@@ -27,11 +30,11 @@ def of_model(model: onnx_ir.Model, device: torch.device, options: OnnxOptions) -
         LoweringError: if it refuses the model.
     """
     proto, tensors = skeleton(model)
-    settings = _settings(device, options)
+    settings = _settings(device, options, numerics)
     lying = {name: tensor.contiguous() for name, tensor in tensors.items()}  # held until the session has copied them
     settings.add_external_initializers(list(lying), [_value(tensor) for tensor in lying.values()])
     try:
-        return _started(proto.SerializeToString(), settings, device)
+        return _started(proto.SerializeToString(), settings, device, numerics)
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
         raise UnsupportedError(
             f"ONNX Runtime cannot run the model: {_first_line(error)}",
@@ -44,7 +47,7 @@ def of_model(model: onnx_ir.Model, device: torch.device, options: OnnxOptions) -
         ) from error
 
 
-def of_file(path: Path, device: torch.device, options: OnnxOptions) -> onnxruntime.InferenceSession:
+def of_file(path: Path, device: torch.device, options: OnnxOptions, numerics: Numerics) -> onnxruntime.InferenceSession:
     """A session of a model in a file.
 
     Raises:
@@ -52,7 +55,7 @@ def of_file(path: Path, device: torch.device, options: OnnxOptions) -> onnxrunti
         UnsupportedError: if ONNX Runtime does not have the device.
     """
     try:
-        return _started(str(path), _settings(device, options), device)
+        return _started(str(path), _settings(device, options, numerics), device, numerics)
     except ERRORS as error:
         raise ArtefactError(f"{path} is no ONNX model: {_first_line(error)}", hint="save it again") from error
 
@@ -68,17 +71,20 @@ ERRORS = (
 )
 
 
-def _settings(device: torch.device, options: OnnxOptions) -> onnxruntime.SessionOptions:
+def _settings(device: torch.device, options: OnnxOptions, numerics: Numerics) -> onnxruntime.SessionOptions:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4  # what goes wrong is raised
     settings.intra_op_num_threads = options.threads or torch.get_num_threads()
     settings.enable_cpu_mem_arena = options.arena
+    settings.use_deterministic_compute = numerics.deterministic
     if device.type != "cpu":
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return settings
 
 
-def _started(model: bytes | str, settings: Any, device: torch.device) -> onnxruntime.InferenceSession:
+def _started(
+    model: bytes | str, settings: Any, device: torch.device, numerics: Numerics
+) -> onnxruntime.InferenceSession:
     if device.type == "cpu":
         return onnxruntime.InferenceSession(
             model, settings, providers=["CPUExecutionProvider"], disabled_optimizers=_INEXACT
@@ -90,7 +96,11 @@ def _started(model: bytes | str, settings: Any, device: torch.device) -> onnxrun
     )
     if _CUDA not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
         raise missing
-    where = {"device_id": device.index or 0, "user_compute_stream": str(torch.cuda.current_stream(device).cuda_stream)}
+    where = {
+        "device_id": device.index or 0,
+        "user_compute_stream": str(torch.cuda.current_stream(device).cuda_stream),
+        "use_tf32": int(numerics.tf32),
+    }
     session = onnxruntime.InferenceSession(model, settings, providers=[(_CUDA, where)], disabled_optimizers=_INEXACT)
     if session.get_providers()[0] != _CUDA:  # it is a listed provider that could not be loaded
         raise missing

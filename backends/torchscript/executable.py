@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from tapeout.backends.fx.lower import lower
+from tapeout.backends.numerics import Numerics
 from tapeout.backends.program import Program
 from tapeout.backends.quiet import without_known_warnings
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
@@ -25,21 +26,27 @@ class TorchScriptExecutable:
         script: what runs.
         device: where it runs.
         module: the fx module that it was made of; None if it was loaded.
+        numerics: how its products are computed.
     """
 
     def __init__(
-        self, script: torch.jit.ScriptModule, device: torch.device, module: fx.GraphModule | None = None
+        self,
+        script: torch.jit.ScriptModule,
+        device: torch.device,
+        module: fx.GraphModule | None = None,
+        numerics: Numerics = Numerics(),  # noqa: B008
     ) -> None:
         self.script = script
         self.device = device
         self.module = module
+        self.numerics = numerics
 
     @property
     def source(self) -> str:
         return str(self.script.code)
 
     def __call__(self, *values: torch.Tensor) -> Any:
-        with torch.inference_mode():
+        with self.numerics.applied(self.device), torch.inference_mode():
             return self.script(*values)
 
     def to(self, device: torch.device) -> TorchScriptExecutable:
@@ -57,7 +64,7 @@ class TorchScriptExecutable:
                 f"a TorchScript module that was loaded cannot move to {device}",
                 hint="compile the circuit for that device, or load with backend fx",
             )
-        return scripted(deepcopy(self.module).to(device), device)
+        return scripted(deepcopy(self.module).to(device), device, self.numerics)
 
     def save(self, path: Path) -> None:
         """Writes the module: `torch.jit.load` reads it, without tapeout."""
@@ -73,10 +80,10 @@ def build(program: Program) -> tuple[TorchScriptExecutable, int]:
         LoweringError: if TorchScript refuses the fx module.
     """
     module, packed = lower(program)
-    return scripted(module, program.device), packed
+    return scripted(module, program.device, program.numerics), packed
 
 
-def scripted(module: fx.GraphModule, device: torch.device) -> TorchScriptExecutable:
+def scripted(module: fx.GraphModule, device: torch.device, numerics: Numerics) -> TorchScriptExecutable:
     """The module scripted and frozen.
 
     Raises:
@@ -91,10 +98,10 @@ def scripted(module: fx.GraphModule, device: torch.device) -> TorchScriptExecuta
             facts=str(error).strip().splitlines()[1:12],
             hint="use backend='fx' or 'inductor', and report it with the circuit's text",
         ) from error
-    return TorchScriptExecutable(script, device, module)
+    return TorchScriptExecutable(script, device, module, numerics)
 
 
-def load(path: Path, device: torch.device) -> TorchScriptExecutable:
+def load(path: Path, device: torch.device, numerics: Numerics) -> TorchScriptExecutable:
     """Reads a module that was saved.
 
     Raises:
@@ -102,7 +109,8 @@ def load(path: Path, device: torch.device) -> TorchScriptExecutable:
     """
     try:
         with without_known_warnings():
-            return TorchScriptExecutable(torch.jit.load(str(path), map_location=device), device)
+            script = torch.jit.load(str(path), map_location=device)
+        return TorchScriptExecutable(script, device, numerics=numerics)
     except (RuntimeError, ValueError, OSError) as error:
         raise ArtefactError(
             f"{path} is no TorchScript module: {str(error).strip().splitlines()[0]}", hint="save it again"

@@ -203,11 +203,6 @@ def test_batches_are_filled_up_with_their_first_row() -> None:
     assert filled_up([x], 2)[0] is x
 
 
-@pytest.mark.parametrize(("rows", "bucket"), [(1, 2), (2, 2), (3, 4), (4, 4), (9, 8)])
-def test_the_bucket_of_a_batch(rows: int, bucket: int) -> None:
-    assert cuda_graphs.bucket_of(rows, (2, 4, 8)) == bucket
-
-
 def test_batches_are_computed_in_parts_and_joined() -> None:
     x, y = torch.arange(5), torch.arange(10).reshape(5, 2)
     parts = split_rows([x, y], 2)
@@ -220,5 +215,5 @@ def test_batches_are_computed_in_parts_and_joined() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_graphs_without_a_gpu_say_so() -> None:
-    with pytest.raises(UnsupportedError, match="there is none"):
-        cuda_graphs.CudaGraphs(lambda x: x, [2])
+    with pytest.raises(UnsupportedError, match="need a CUDA device"):
+        cuda_graphs.CudaGraphs(lambda x: x, [2], torch.device("cuda"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +20,9 @@ from tolerances import assert_close
 
 from tapeout.backends.cuda_graphs import CudaGraphs
 from tapeout.compiler import Compiled, compile, compile_many, load
+from tapeout.ir import Array, Einsum, Symbol
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
+from tapeout.tasks.ioi.circuit import bind_dataset
 from tapeout.tasks.ioi.experiment import run_ioi
 from tapeout.tasks.patching import PATCH_TOKENS, edges, heads, heads_by_position, mask_name, masked, sets, sweep
 from tapeout.tasks.patching.experiment import run_patch
@@ -89,7 +93,7 @@ def test_a_compiled_circuit_moves() -> None:
 @pytest.mark.parametrize("backend", ["fx", "inductor"])
 def test_cuda_graphs(backend: str) -> None:
     compiled = model("gpt2", backend, "cuda:0")
-    graphs = CudaGraphs(compiled.executable, (2, 8, 32))
+    graphs = CudaGraphs(compiled.executable, (2, 8, 32), torch.device("cuda:0"))
     check(replace(compiled, executable=graphs))
     assert set(graphs.captured) <= {2, 8, 32}
     before = dict(graphs.captured)
@@ -121,7 +125,7 @@ def test_a_circuit_that_moves_to_the_gpu_is_captured_there() -> None:
 
 def test_a_replay_leaves_earlier_results_alone() -> None:
     compiled = model("gpt2", "fx", "cuda:0")
-    graphs = replace(compiled, executable=CudaGraphs(compiled.executable, (4,)))
+    graphs = replace(compiled, executable=CudaGraphs(compiled.executable, (4,), torch.device("cuda:0")))
     first, second = on_gpu(tokens(3)), on_gpu(tokens(3))
     kept = graphs(**first)
     copy = kept.clone()
@@ -130,9 +134,83 @@ def test_a_replay_leaves_earlier_results_alone() -> None:
     assert not kept.is_inference()
 
 
+@pytest.mark.parametrize("backend", ["fx", "inductor"])
+def test_a_call_without_inputs_is_captured_when_it_is_repeated(backend: str) -> None:
+    values = tokens(6)
+    circuit = bind_dataset(difference(by_head_and_position(gpt2(), 5)), values["tokens"], values["labels"])
+    compiled = compile(circuit, backend, device="cuda:0")
+    found = [compiled() for _ in range(3)]
+    assert compiled.graphs is not None and set(compiled.graphs.captured) == {1}
+    for value in found:
+        assert_close(value.cpu(), model("gpt2", "fx", "cpu")(**values), F32)
+
+
+def test_graphs_share_memory_and_are_freed_with_the_object() -> None:
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+
+    def reserved(sizes: list[int]) -> int:
+        compiled = compile(difference(by_head_and_position(gpt2(), 5)), inputs=INPUTS, device="cuda:0", batch=sizes)
+        for rows in sizes:
+            compiled(**on_gpu(tokens(rows)))
+        assert compiled.graphs is not None and set(compiled.graphs.captured) == set(sizes)
+        torch.cuda.synchronize()
+        taken = torch.cuda.memory_reserved() - before
+        del compiled
+        gc.collect()
+        torch.cuda.empty_cache()
+        return taken
+
+    one, all_sizes = reserved([4096]), reserved([1024, 2048, 4096])
+    assert all_sizes < 1.9 * one
+    assert torch.cuda.memory_reserved() - before < one
+
+
+def test_threads_and_streams_share_a_graph() -> None:
+    compiled = compile(difference(by_head_and_position(gpt2(), 5)), inputs=INPUTS, device="cuda:0", batch=8)
+    given = [tokens(8) for _ in range(32)]
+    expected = [model("gpt2", "fx", "cpu")(**values) for values in given]
+
+    def call(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return compiled(**on_gpu(values)).cpu()
+
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(call, given), expected, strict=True):
+            assert_close(found, wanted, F32)
+
+
+@pytest.mark.parametrize("backend", ["fx", "inductor"])
+def test_tf32_is_what_was_compiled_and_not_what_torch_is_set_to(backend: str) -> None:
+    x, w = torch.randn(64, 512), torch.randn(512, 512)
+    circuit = Einsum.from_einsum_string("i,ij->j", Symbol.new_with_random_uuid((512,), "x"), Array(w, "w"))
+    exact = x.double() @ w.double()
+    errors = {}
+    for setting in ("highest", "high"):
+        torch.set_float32_matmul_precision(setting)
+        for tf32 in (False, True):
+            compiled = compile(circuit, backend, ["x"], device="cuda:0", tf32=tf32)
+            errors[setting, tf32] = float((compiled(x=x.cuda()).cpu().double() - exact).abs().max())
+        assert torch.get_float32_matmul_precision() == setting
+        assert errors[setting, False] < 1e-3 < errors[setting, True] < 1e-1, errors
+
+
+def test_deterministic_asks_for_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    circuit = difference(by_head_and_position(gpt2(), 5))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(UnsupportedError, match="start Python with CUBLAS_WORKSPACE_CONFIG"):
+        compile(circuit, inputs=INPUTS, device="cuda:0", deterministic=True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    compiled, values = compile(circuit, inputs=INPUTS, device="cuda:0", deterministic=True), on_gpu(tokens(64))
+    assert all(torch.equal(compiled(**values), compiled(**values)) for _ in range(5))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_cuda_graphs_take_values_on_the_gpu_only() -> None:
     with pytest.raises(UnsupportedError, match="on a CUDA device"):
-        CudaGraphs(model("gpt2", "fx", "cuda:0").executable, (2,))(*tokens(2).values())
+        CudaGraphs(model("gpt2", "fx", "cuda:0").executable, (2,), torch.device("cuda:0"))(*tokens(2).values())
 
 
 @pytest.mark.parametrize("backend", ["fx", "torchscript", "inductor", "onnx"])
