@@ -22,7 +22,7 @@ def as_device(device: str | torch.device) -> torch.device:
             f"{found} is not here: torch {torch.__version__} sees {count or 'no'} GPU{'s' * (count != 1)}",
             hint="use device 'cpu', or one from 'cuda:0' on; a GPU needs its driver and a build of torch for CUDA",
         )
-    return found
+    return torch.device("cuda", torch.cuda.current_device()) if found == torch.device("cuda") else found
 
 
 def _gpus() -> int:
