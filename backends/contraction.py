@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 
 from opt_einsum import contract_path
 
-from tapeout.ir.einsum import Axes, write_einsum
 from tapeout.ir.errors import UnsupportedError
+from tapeout.ir.nodes.einsum import Axes, write_einsum
 from tapeout.ir.sizes import Size
 
 V = TypeVar("V")

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 
 from tapeout.ir import Array, Circuit, Concat, Einsum, GeneralFunction, Index, Rearrange, Scatter, Symbol, postorder
-from tapeout.ir.functions import Cast, GenIndex
-from tapeout.ir.kernels import Attention, Linear
+from tapeout.ir.nodes.functions import Cast, GenIndex
+from tapeout.ir.nodes.kernels import Attention, Linear
 
 _ACTIVATIONS = frozenset(
     ("gelu", "gelu_new", "silu", "relu", "tanh", "sigmoid", "abs", "min", "max", "minimum", "maximum", "rotate_half")

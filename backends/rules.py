@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from tapeout.ir import Array, Circuit, DiscreteVar, GeneralFunction, Module, SetSymbolicShape, Symbol, Tag
 from tapeout.ir.errors import LoweringError, TapeoutError, UnsupportedError
-from tapeout.ir.text import excerpt, note_around
+from tapeout.ir.text.printing import excerpt, note_around
 
 R = TypeVar("R")
 

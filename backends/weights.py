@@ -11,10 +11,10 @@ import torch
 
 from tapeout.ir import Array, Circuit, GeneralFunction, Index, Rearrange
 from tapeout.ir.axis_index import Picks, apply_index
-from tapeout.ir.einsum import Axes
 from tapeout.ir.errors import LoweringError
-from tapeout.ir.kernels import Linear
-from tapeout.ir.rearrange import apply_rearrange
+from tapeout.ir.nodes.einsum import Axes
+from tapeout.ir.nodes.kernels import Linear
+from tapeout.ir.nodes.rearrange import apply_rearrange
 from tapeout.ir.sizes import is_concrete
 
 

@@ -1,7 +1,7 @@
 """Compiled circuits in files.
 
     NAME/manifest.json        format, versions, inputs, hashes of every file and of itself
-    NAME/circuits/            the optimised circuits as text and tensors (see `tapeout.ir.store`)
+    NAME/circuits/            the optimised circuits as text and tensors (see `tapeout.ir.files.store`)
     NAME/model.pt, .pt2, .onnx  for torchscript, inductor and onnx, what runs; with a second copy of the weights
     NAME/run.py               for these: runs them with torch alone (onnx: numpy and onnxruntime), after checking the
                               inputs
@@ -36,10 +36,10 @@ from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, Arte
 from tapeout.ir import Symbol, postorder
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, UnsupportedError
-from tapeout.ir.folders import check_writable, existing_folder, written_folder
-from tapeout.ir.own_version import own_version
+from tapeout.ir.files.folders import check_writable, existing_folder, written_folder
+from tapeout.ir.files.own_version import own_version
+from tapeout.ir.files.store import load_circuits, save_circuits
 from tapeout.ir.sizes import BATCH
-from tapeout.ir.store import load_circuits, save_circuits
 from tapeout.passes import PassRecord
 
 CIRCUITS, RUN = "circuits", "run.py"

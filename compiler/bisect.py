@@ -20,8 +20,8 @@ from tapeout.compiler.tolerances import TOLERANCES, Deviation, number
 from tapeout.ir import Array, Circuit, GeneralFunction, postorder
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import DataError
-from tapeout.ir.expand import substitute_in_all
 from tapeout.ir.sizes import format_shape
+from tapeout.ir.substitution import substitute_in_all
 from tapeout.passes.execution import readers_of
 
 REFERENCE = "reference"

@@ -10,8 +10,8 @@ from tapeout.backends.reference import evaluate_many
 from tapeout.backends.rows import joined, split_rows
 from tapeout.compiler.inputs import Input, check_values, find_inputs
 from tapeout.ir import Array, Circuit
-from tapeout.ir.concat import repeat_to_batch
-from tapeout.ir.expand import substitute_in_all
+from tapeout.ir.nodes.concat import repeat_to_batch
+from tapeout.ir.substitution import substitute_in_all
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0 if that is not known)."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tapeout.backends.fx.graph import Args, Lowering, Rule
 from tapeout.backends.weights import Matrices
 from tapeout.ir import GeneralFunction
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
+from tapeout.ir.nodes.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 
 
 def _linear(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:

@@ -24,7 +24,7 @@ from tapeout.ir import (
     Scatter,
 )
 from tapeout.ir.axis_index import Picks, Span
-from tapeout.ir.kernels import Linear
+from tapeout.ir.nodes.kernels import Linear
 
 
 def _scalar(low: Lowering, node: Scalar) -> fx.Node:

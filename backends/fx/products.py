@@ -12,7 +12,7 @@ from tapeout.backends.contraction import Operand, Products, Sizes, einsum_text
 from tapeout.backends.fx.graph import Lowering
 from tapeout.backends.precision import is_product
 from tapeout.ir import Einsum
-from tapeout.ir.einsum import Axes
+from tapeout.ir.nodes.einsum import Axes
 
 
 def einsum(low: Lowering, node: Einsum) -> fx.Node:

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tapeout.ir import Circuit, IterativeMatcher, Matcher
-from tapeout.ir.match_states import Next, Possible, State, per_child
-from tapeout.ir.search import Prune
+from tapeout.ir.matching.search import Prune
+from tapeout.ir.matching.states import Next, Possible, State, per_child
 from tapeout.tasks.patching.names import NameIn, Site, parse_site
 
 ARROW = "->"

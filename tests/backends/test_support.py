@@ -27,8 +27,8 @@ from tapeout.backends.rules import Refused
 from tapeout.compiler.compile import BACKENDS
 from tapeout.ir import Add, Array, Circuit, DiscreteVar, Module, ModuleArgSpec, ModuleSpec, Symbol
 from tapeout.ir.errors import UnsupportedError
-from tapeout.ir.functions import FUNCTIONS, Cast, GenIndex
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
+from tapeout.ir.nodes.functions import FUNCTIONS, Cast, GenIndex
+from tapeout.ir.nodes.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.testing.cases import CASES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"

@@ -20,8 +20,9 @@ from tolerances import assert_close
 
 from tapeout.compiler import Compiled, artefact, compile, compile_many, load, run_artefact
 from tapeout.compiler.run_artefact import Artefact, ArtefactProblem, InputProblem
-from tapeout.ir import Add, Array, Einsum, folders
+from tapeout.ir import Add, Array, Einsum
 from tapeout.ir.errors import ArtefactError, UnsupportedError
+from tapeout.ir.files import folders
 
 INPUTS = ["tokens", "labels"]
 SLOW = pytest.param("inductor", marks=pytest.mark.slow)

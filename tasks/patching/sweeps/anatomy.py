@@ -20,9 +20,9 @@ from tapeout.compiler.optimise import optimise
 from tapeout.ir import Add, Circuit, GeneralFunction, Index, Rearrange, Symbol, postorder
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.errors import MatchError, ShapeError, UnsupportedError
-from tapeout.ir.functions import Cast
 from tapeout.ir.gc_pause import without_gc
-from tapeout.ir.kernels import Attention, Linear
+from tapeout.ir.nodes.functions import Cast
+from tapeout.ir.nodes.kernels import Attention, Linear
 from tapeout.passes.execution import readers_of
 from tapeout.tasks.patching.names import NodeName
 from tapeout.tasks.patching.places import locate, node_names

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from tapeout.ir import Circuit, GeneralFunction
-from tapeout.ir.kernels import Linear
+from tapeout.ir.nodes.kernels import Linear
 from tapeout.tasks.patching.names import NodeName
 from tapeout.tasks.patching.sweeps.anatomy import AttentionLayer, Cut
 from tapeout.tasks.patching.sweeps.graphs import Values, Window

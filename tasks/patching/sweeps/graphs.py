@@ -16,8 +16,8 @@ import torch
 from tapeout.ir import Add, Array, Circuit, Concat, Einsum, GeneralFunction, Index, Rearrange, Symbol, postorder
 from tapeout.ir.axis_index import FULL
 from tapeout.ir.errors import UnsupportedError
-from tapeout.ir.functions import Cast, GenIndex
-from tapeout.ir.kernels import Attention, Rotary
+from tapeout.ir.nodes.functions import Cast, GenIndex
+from tapeout.ir.nodes.kernels import Attention, Rotary
 from tapeout.ir.sizes import BATCH, SymbolicSize, dim
 from tapeout.tasks.patching.sweeps.anatomy import NAMESPACE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import uuid5
 
 from tapeout.ir import Circuit, Einsum, GeneralFunction, Symbol
-from tapeout.ir.kernels import Attention, Linear
+from tapeout.ir.nodes.kernels import Attention, Linear
 from tapeout.ir.sizes import dim
 from tapeout.tasks.patching.sweeps.anatomy import NAMESPACE, AttentionLayer
 from tapeout.tasks.patching.sweeps.graphs import ROWS

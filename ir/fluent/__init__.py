@@ -1,0 +1,1 @@
+"""The methods of `Circuit` that need what lies above it: `circuit.update(...)`, `.print()`, `.sum()`."""
