@@ -24,8 +24,8 @@ from uuid import UUID
 
 import torch
 
-from tapeout.backends.devices import as_device
-from tapeout.backends.program import Program
+from tapeout.backends.common.devices import as_device
+from tapeout.backends.common.program import Program
 from tapeout.compiler import run_artefact
 from tapeout.compiler.compile import BACKENDS
 from tapeout.compiler.compiled import Compiled, Executable

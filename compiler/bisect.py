@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.program import Program
+from tapeout.backends.common.program import Program
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler.compile import builder
 from tapeout.compiler.config import from_environment

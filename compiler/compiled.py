@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from tapeout.backends.cuda_graphs import CudaGraphs
-from tapeout.backends.devices import as_device
-from tapeout.backends.rows import joined, split_rows
+from tapeout.backends.common.cuda_graphs import CudaGraphs
+from tapeout.backends.common.devices import as_device
+from tapeout.backends.common.rows import joined, split_rows
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
 from tapeout.ir import Circuit

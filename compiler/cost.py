@@ -10,7 +10,7 @@ from math import prod
 import torch
 from opt_einsum import contract_path
 
-from tapeout.backends.precision import narrow_arrays, narrow_nodes, wide
+from tapeout.backends.common.precision import narrow_arrays, narrow_nodes, wide
 from tapeout.ir import Circuit, Einsum, Index, Rearrange, postorder
 from tapeout.ir.axis_index import Picks
 from tapeout.ir.nodes.einsum import write_einsum

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from tapeout.backends.common.rows import joined, split_rows
 from tapeout.backends.reference import evaluate_many
-from tapeout.backends.rows import joined, split_rows
 from tapeout.compiler.inputs import Input, check_values, find_inputs
 from tapeout.ir import Array, Circuit
 from tapeout.ir.nodes.concat import repeat_to_batch

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from tapeout.backends.common.weights import Matrices
 from tapeout.backends.fx.graph import Args, Lowering, Rule
-from tapeout.backends.weights import Matrices
 from tapeout.ir import GeneralFunction
 from tapeout.ir.nodes.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 

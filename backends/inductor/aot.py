@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from tapeout.backends.common.quiet import without_known_warnings
+from tapeout.backends.common.rows import filled_up, first_rows
 from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples
 from tapeout.backends.inductor.freezing import options
-from tapeout.backends.quiet import without_known_warnings
-from tapeout.backends.rows import filled_up, first_rows
 from tapeout.ir import Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tapeout.backends.contraction import Operand, Products, Sizes
+from tapeout.backends.common.contraction import Operand, Products, Sizes
 from tapeout.backends.onnx.graph import Lowering, Value
 from tapeout.ir import Einsum
 from tapeout.ir.errors import UnsupportedError

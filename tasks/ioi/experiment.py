@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.devices import as_device
-from tapeout.backends.precision import wide
+from tapeout.backends.common.devices import as_device
+from tapeout.backends.common.precision import wide
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import compile
 from tapeout.compiler.reference import Progress, silent

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.devices import as_device
+from tapeout.backends.common.devices import as_device
 from tapeout.compiler.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.models import circuit_of, split_circuit

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from tapeout.backends.devices import as_device
+from tapeout.backends.common.devices import as_device
 from tapeout.compiler.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.program import Program
+from tapeout.backends.common.program import Program
 from tapeout.compiler.compile import builder
 from tapeout.compiler.compiled import Executable
 from tapeout.compiler.cost import Cost, size_of

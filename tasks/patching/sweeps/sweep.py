@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tapeout.backends.devices import as_device
+from tapeout.backends.common.devices import as_device
 from tapeout.compiler.compile import DTYPES, builder, check_memory
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import check_values

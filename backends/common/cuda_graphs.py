@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.rows import filled_up, joined, split_rows
+from tapeout.backends.common.rows import filled_up, joined, split_rows
 from tapeout.ir.errors import UnsupportedError
 
 _WARM_UPS = 3

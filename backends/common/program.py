@@ -18,7 +18,7 @@ class Program:
         roots: without modules and random variables; their free symbols must be among the inputs.
         inputs: symbols, in the order of the arguments. A symbolic size that occurs in them is read off at run time.
         origins: names for nodes.
-        dtype: what floating values are computed in; for a narrow one see `tapeout.backends.precision`.
+        dtype: what floating values are computed in; for a narrow one see `tapeout.backends.common.precision`.
         device: where it runs.
         rows: a typical batch size; None if nobody says.
         order: every node below the roots, children before parents; None for `postorder`.
