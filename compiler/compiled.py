@@ -135,7 +135,7 @@ class Compiled:
         return replace(self, executable=self.executable.to(where), device=where)
 
     def save(self, path: str | Path, force: bool = False) -> None:
-        """Writes it to a folder that `tapeout.compiler.load` reads; see `tapeout.compiler.artefact`.
+        """Writes it to a folder that `tapeout.compiler.load` reads; see `tapeout.compiler.artefacts.artefact`.
 
         The folder appears whole or not at all: an interrupted save leaves what was there.
 
@@ -148,7 +148,7 @@ class Compiled:
             LoweringError: if it cannot be compiled ahead of time (inductor).
             UnsupportedError: for a backend that cannot be saved.
         """
-        from tapeout.compiler.artefact import save
+        from tapeout.compiler.artefacts.artefact import save
 
         save(self, path, force)
 

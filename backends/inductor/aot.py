@@ -1,7 +1,7 @@
 """Ahead-of-time packages: the compiled code and the weights in one file, run without a compiler.
 
 A package checks nothing: a longer prompt gives a wrong shape, int32 tokens are read as int64. Whoever calls
-it checks first, as `tapeout.compiler.run_artefact` does.
+it checks first, as `tapeout.compiler.artefacts.run_artefact` does.
 """
 
 from __future__ import annotations

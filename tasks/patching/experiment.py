@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from tapeout.backends.common.devices import as_device
-from tapeout.compiler.reference import Progress, silent
+from tapeout.compiler.checks.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError
 from tapeout.models import circuit_of, split_circuit

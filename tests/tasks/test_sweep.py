@@ -14,7 +14,7 @@ import torch
 from splits import by_head_and_position, difference
 
 from tapeout.compiler import compile_many
-from tapeout.compiler.tolerances import TOLERANCES, Deviation
+from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Array, Circuit, GeneralFunction, Matcher, TorchDeviceDtypeOp
 from tapeout.ir.errors import ArtefactError, DataError, MatchError, ShapeError, TapeoutError, UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset

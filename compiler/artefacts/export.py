@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from tapeout.compiler import artefact
-from tapeout.compiler.certificate import ARTEFACT, CERTIFICATE, INPUTS, OUTPUTS, REFERENCE, write_certificate
+from tapeout.compiler.artefacts import artefact
+from tapeout.compiler.artefacts.certificate import ARTEFACT, CERTIFICATE, INPUTS, OUTPUTS, REFERENCE, write_certificate
+from tapeout.compiler.checks.reference import Progress, in_dtype, in_parts, reference_values, silent
+from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation
 from tapeout.compiler.compile import compile
 from tapeout.compiler.compiled import Compiled
 from tapeout.compiler.inputs import Input
-from tapeout.compiler.reference import Progress, in_dtype, in_parts, reference_values, silent
-from tapeout.compiler.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, DataError, UnsupportedError

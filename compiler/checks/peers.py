@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from tapeout.backends.rust_circuit import installed, to_rust
+from tapeout.compiler.checks.reference import in_dtype
 from tapeout.compiler.inputs import check_values, find_inputs
-from tapeout.compiler.reference import in_dtype
 from tapeout.ir import Array, Circuit, substitute_symbols
 from tapeout.ir.errors import UnsupportedError
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from tapeout.compiler.checks.peers import Peer
+from tapeout.compiler.checks.reference import Progress, in_dtype, reference_values, silent
+from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation, number
 from tapeout.compiler.compile import BACKENDS, DTYPES, compile
 from tapeout.compiler.compiled import Compiled
 from tapeout.compiler.measure import measure, memory_growth
-from tapeout.compiler.peers import Peer
-from tapeout.compiler.reference import Progress, in_dtype, reference_values, silent
-from tapeout.compiler.tolerances import TOLERANCES, Deviation, number
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import DataError, LoweringError, UnsupportedError

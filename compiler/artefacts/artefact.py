@@ -26,13 +26,13 @@ import torch
 
 from tapeout.backends.common.devices import as_device
 from tapeout.backends.common.program import Program
-from tapeout.compiler import run_artefact
+from tapeout.compiler.artefacts import run_artefact
+from tapeout.compiler.artefacts.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, ArtefactProblem, fingerprint, seal
 from tapeout.compiler.compile import BACKENDS
 from tapeout.compiler.compiled import Compiled, Executable
 from tapeout.compiler.inputs import Input
 from tapeout.compiler.optimise import ORDER
 from tapeout.compiler.order import evaluation_order
-from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, ArtefactProblem, fingerprint, seal
 from tapeout.ir import Symbol, postorder
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, UnsupportedError

@@ -11,12 +11,12 @@ import torch
 
 from tapeout.backends.common.program import Program
 from tapeout.backends.reference import evaluate_many
+from tapeout.compiler.checks.reference import in_dtype
+from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation, number
 from tapeout.compiler.compile import builder
 from tapeout.compiler.config import from_environment
 from tapeout.compiler.inputs import Input, check_values, find_inputs
 from tapeout.compiler.optimise import Optimised, optimise
-from tapeout.compiler.reference import in_dtype
-from tapeout.compiler.tolerances import TOLERANCES, Deviation, number
 from tapeout.ir import Array, Circuit, GeneralFunction, postorder
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import DataError
