@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from tapeout.ir import Circuit, IterativeMatcher, Matcher
 from tapeout.ir.matching.search import Prune
 from tapeout.ir.matching.states import Next, Possible, State, per_child
-from tapeout.tasks.patching.names import NameIn, Site, parse_site
+from tapeout.models.parts.names import NameIn, Site, parse_site
 
 ARROW = "->"
 

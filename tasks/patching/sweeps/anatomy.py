@@ -23,9 +23,9 @@ from tapeout.ir.errors import MatchError, ShapeError, UnsupportedError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.nodes.functions import Cast
 from tapeout.ir.nodes.kernels import Attention, Linear
+from tapeout.models.parts.names import NodeName
+from tapeout.models.parts.places import locate, node_names
 from tapeout.passes.execution import readers_of
-from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.places import locate, node_names
 
 _ATTENTION_RANK = 4
 NAMESPACE = UUID("5b8f0c6e-6a55-4c8e-9a0b-3a3f0d1f7c10")

@@ -14,7 +14,7 @@ import torch
 
 from tapeout.ir import Circuit, GeneralFunction
 from tapeout.ir.nodes.kernels import Linear
-from tapeout.tasks.patching.names import NodeName
+from tapeout.models.parts.names import NodeName
 from tapeout.tasks.patching.sweeps.anatomy import AttentionLayer, Cut
 from tapeout.tasks.patching.sweeps.graphs import Values, Window
 from tapeout.tasks.patching.sweeps.heads import attend, outputs

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tapeout.ir import Circuit
-from tapeout.tasks.patching.names import NodeName
+from tapeout.models.parts.names import NodeName
 from tapeout.tasks.patching.sweeps.anatomy import Anatomy
 from tapeout.tasks.patching.sweeps.variants import Variant
 

@@ -26,8 +26,8 @@ from tapeout.compiler.measure import measure
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import DataError, TypeMismatchError, UnsupportedError
+from tapeout.models.parts.places import node_names
 from tapeout.tasks.patching.data import Data, check_rows, check_shapes, rows_of
-from tapeout.tasks.patching.places import node_names
 from tapeout.tasks.patching.sweeps.anatomy import Anatomy, anatomy
 from tapeout.tasks.patching.sweeps.cluster import run_on
 from tapeout.tasks.patching.sweeps.graphs import Values

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from tapeout.ir import Circuit, Einsum, Matcher, Module
 from tapeout.ir.errors import MatchError
 from tapeout.ir.labels import labels, names_in
-from tapeout.tasks.patching.names import HeadPart, NameIn, NodeName, parse_name, read_name
+from tapeout.models.parts.names import HeadPart, NameIn, NodeName, parse_name, read_name
 
 
 @dataclass(frozen=True, slots=True)
