@@ -19,7 +19,7 @@ from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.nodes.functions import Cast, GenIndex
 from tapeout.ir.nodes.kernels import Attention, Rotary
 from tapeout.ir.sizes import BATCH, SymbolicSize, dim
-from tapeout.tasks.patching.sweeps.anatomy import NAMESPACE
+from tapeout.tasks.patching.sweeps.cuts import NAMESPACE
 
 ROWS, WINDOW, PAST = BATCH, dim("WINDOW"), dim("PAST")
 Values = Mapping[Circuit, torch.Tensor]

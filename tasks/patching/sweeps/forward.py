@@ -13,10 +13,10 @@ import torch
 
 from tapeout.ir import Circuit
 from tapeout.tasks.patching.sweeps.changes import Changes
+from tapeout.tasks.patching.sweeps.compiled import Pieces
 from tapeout.tasks.patching.sweeps.further import changes_of_rows
-from tapeout.tasks.patching.sweeps.graphs import Values, Window
-from tapeout.tasks.patching.sweeps.pieces import Pieces
 from tapeout.tasks.patching.sweeps.plan import Entry, Plan, Portions, Step
+from tapeout.tasks.patching.sweeps.subgraphs import Values, Window
 from tapeout.tasks.patching.sweeps.variants import With
 
 Tensors = Mapping[str, torch.Tensor]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tapeout.ir import Circuit
 from tapeout.models.parts.names import NodeName
-from tapeout.tasks.patching.sweeps.anatomy import Anatomy
+from tapeout.tasks.patching.sweeps.cuts import Anatomy
 from tapeout.tasks.patching.sweeps.variants import Variant
 
 

@@ -17,8 +17,8 @@ from tapeout.compiler.compiled import Executable
 from tapeout.compiler.cost import Cost, size_of
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.sizes import UNKNOWN, SymbolicSize
-from tapeout.tasks.patching.sweeps.anatomy import Anatomy
-from tapeout.tasks.patching.sweeps.graphs import PAST, Graph, Values, Window, between, windowed
+from tapeout.tasks.patching.sweeps.cuts import Anatomy
+from tapeout.tasks.patching.sweeps.subgraphs import PAST, Graph, Values, Window, between, windowed
 
 
 class Part:
