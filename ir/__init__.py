@@ -14,7 +14,6 @@ from tapeout.ir.matching.iterative import (
     traverse_until_depth,
 )
 from tapeout.ir.matching.matcher import Matcher, Regex
-from tapeout.ir.matching.objects import AnyFound, BoundAnyFound, BoundGetter, BoundUpdater, Getter, Transform, Updater
 from tapeout.ir.nodes.add import Add
 from tapeout.ir.nodes.array import Array
 from tapeout.ir.nodes.concat import Concat
@@ -60,6 +59,7 @@ from tapeout.ir.nodes.tag import Tag
 from tapeout.ir.rewriting.binding import BindItem, get_free_symbols, module_new_bind
 from tapeout.ir.rewriting.cast import cast_circuit
 from tapeout.ir.rewriting.expander import Expander
+from tapeout.ir.rust_names.objects import AnyFound, BoundAnyFound, BoundGetter, BoundUpdater, Getter, Transform, Updater
 from tapeout.ir.sizes import SymbolicSize, dim, symbolic_sizes
 from tapeout.ir.substitution import replace_nodes, substitute_symbols
 from tapeout.ir.symbol import Symbol

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from tapeout.ir.fluent.building import _AUTONAME as _AUTONAME
-from tapeout.ir.fluent.kinds import CircuitKinds
 from tapeout.ir.fluent.methods import CircuitMethods
 from tapeout.ir.labels import label_over
+from tapeout.ir.rust_names.kinds import CircuitKinds
 from tapeout.ir.sizes import Shape, Size, multiply
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""The methods of `Circuit` that need what lies above it: `circuit.update(...)`, `.print()`, `.sum()`."""
+"""The methods of circuits and matchers that need what lies above these: `circuit.update(...)`, `.print()`, `.sum()`."""

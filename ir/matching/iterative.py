@@ -8,7 +8,7 @@ from typing import Any
 
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.errors import MatchError, TypeMismatchError
-from tapeout.ir.matching.finding import Finding
+from tapeout.ir.fluent.finding import Finding
 from tapeout.ir.matching.matcher import Matcher, MatcherIn
 from tapeout.ir.matching.states import (
     SAME,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tapeout.ir.circuit import Circuit
 from tapeout.ir.errors import ParseError, TypeMismatchError
+from tapeout.ir.fluent.finding import Finding
 from tapeout.ir.labels import NamesFound, bit_of_kind, bit_of_name
-from tapeout.ir.matching.finding import Finding
 
 if TYPE_CHECKING:
     from tapeout.ir.matching.iterative import IterativeMatcherIn

@@ -10,11 +10,11 @@ from tapeout.ir.circuit import Circuit
 from tapeout.ir.errors import MatchError, ModuleBindingError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.matching.iterative import IterativeMatcher, IterativeMatcherIn
-from tapeout.ir.matching.objects import TransformIn
 from tapeout.ir.matching.states import State
 from tapeout.ir.nodes.module import Module
 from tapeout.ir.rewriting.binding import map_above, renaming
 from tapeout.ir.rewriting.update import check_found
+from tapeout.ir.rust_names.objects import TransformIn
 from tapeout.ir.substitution import substitute_symbols
 from tapeout.ir.symbol import Symbol
 from tapeout.ir.trampoline import memoised

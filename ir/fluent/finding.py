@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tapeout.ir.circuit import Circuit
     from tapeout.ir.matching.iterative import IterativeMatcher, IterativeMatcherIn
     from tapeout.ir.matching.matcher import MatcherIn
-    from tapeout.ir.matching.objects import BoundAnyFound, BoundGetter, BoundUpdater
+    from tapeout.ir.rust_names.objects import BoundAnyFound, BoundGetter, BoundUpdater
 
 
 class Finding:
@@ -75,18 +75,18 @@ class Finding:
     # -- the same as objects
 
     def getter(self, default_fancy_validate: bool = False) -> BoundGetter:
-        from tapeout.ir.matching.objects import Getter
+        from tapeout.ir.rust_names.objects import Getter
 
         return Getter(default_fancy_validate).bind(self)
 
     def any_found(self) -> BoundAnyFound:
-        from tapeout.ir.matching.objects import AnyFound
+        from tapeout.ir.rust_names.objects import AnyFound
 
         return AnyFound().bind(self)
 
     def updater(self, transform: Callable[[Circuit], Circuit], **defaults: Any) -> BoundUpdater:
         """An `Updater` with this matcher; `defaults` are its options."""
-        from tapeout.ir.matching.objects import Updater
+        from tapeout.ir.rust_names.objects import Updater
 
         return Updater(transform, **defaults).bind(self)
 
