@@ -35,7 +35,7 @@ from tapeout.ir.errors import (
     TypeMismatchError,
     UnsupportedError,
 )
-from tapeout.ir.own_version import own_version as _own_version
+from tapeout.ir.files.own_version import own_version as _own_version
 from tapeout.passes import (
     RandomSampleSpec,
     RunDiscreteVarAllSpec,

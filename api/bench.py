@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tapeout.backends.devices import as_device
+from tapeout.backends.common.devices import as_device
 from tapeout.compiler.compile import BACKENDS
 from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tapeout.ir.errors import ArtefactError, DataError
-from tapeout.ir.folders import check_writable, written_folder
+from tapeout.ir.files.folders import check_writable, written_folder
 from tapeout.json_output import json_text
 from tapeout.options import AsJson, Device, Dtype, Model, Out, Prompts, Seed
 from tapeout.progress import progress_line

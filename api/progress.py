@@ -15,7 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from tapeout.compiler.reference import Progress as Notify
+from tapeout.compiler.checks.reference import Progress as Notify
 
 
 @contextmanager

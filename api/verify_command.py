@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tapeout.compiler.certificate import CERTIFICATE
-from tapeout.compiler.certificate import verify as verify_artefact
+from tapeout.compiler.artefacts.certificate import CERTIFICATE
+from tapeout.compiler.artefacts.certificate import verify as verify_artefact
 from tapeout.ir.errors import ArtefactError
 from tapeout.json_output import json_text
 from tapeout.options import AsJson

@@ -65,7 +65,7 @@ def logit_difference(kind: str, dtype: str, length: int, batches: Sequence[int],
     import torch
     from by_hand import by_hand
 
-    from tapeout.backends.cuda_graphs import CudaGraphs
+    from tapeout.backends.common.cuda_graphs import CudaGraphs
     from tapeout.compiler import compile
     from tapeout.models import circuit_of
     from tapeout.tasks.ioi.circuit import bind_dataset
@@ -485,7 +485,7 @@ def about(options: Options) -> dict[str, Any]:
     """The machine and the versions."""
     import torch
 
-    from tapeout.ir.own_version import own_version
+    from tapeout.ir.files.own_version import own_version
 
     is_gpu = options.device != "cpu"
     names = ("transformers", "triton", "onnxruntime", "onnxruntime-gpu", "numpy", "xarray")

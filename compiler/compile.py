@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.devices import as_device
-from tapeout.backends.numerics import Numerics
+from tapeout.backends.common.devices import as_device
+from tapeout.backends.common.numerics import Numerics
+from tapeout.backends.common.program import Program
 from tapeout.backends.onnx import OnnxOptions
-from tapeout.backends.program import Program
 from tapeout.compiler.compiled import Compiled, Executable
 from tapeout.compiler.config import from_environment
 from tapeout.compiler.inputs import find_inputs
@@ -60,7 +60,7 @@ def compile(
         inputs: names of symbols, arrays or random variables that become run-time inputs with a
             shared leading batch axis, of any size at each call. Without inputs the call has no arguments.
         dtype: what floating values are computed in: float32, float64 or bfloat16, in which products are computed
-            while sums, norms, softmax and the results are float32 (see `tapeout.backends.precision`).
+            while sums, norms, softmax and the results are float32 (see `tapeout.backends.common.precision`).
         device: where it runs, "cpu" or "cuda".
         level: 0 for no optimisation beyond what lowering needs, 1 for all.
         max_memory: bytes that weights and values may take by the estimate of `Compiled.cost`; larger

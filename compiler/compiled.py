@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
-from tapeout.backends.cuda_graphs import CudaGraphs
-from tapeout.backends.devices import as_device
-from tapeout.backends.numerics import Numerics
-from tapeout.backends.rows import joined, split_rows
+from tapeout.backends.common.cuda_graphs import CudaGraphs
+from tapeout.backends.common.devices import as_device
+from tapeout.backends.common.numerics import Numerics
+from tapeout.backends.common.rows import joined, split_rows
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
 from tapeout.ir import Circuit
@@ -139,7 +139,7 @@ class Compiled:
         return replace(self, executable=self.executable.to(where), device=where)
 
     def save(self, path: str | Path, force: bool = False) -> None:
-        """Writes it to a folder that `tapeout.compiler.load` reads; see `tapeout.compiler.artefact`.
+        """Writes it to a folder that `tapeout.compiler.load` reads; see `tapeout.compiler.artefacts.artefact`.
 
         The folder appears whole or not at all: an interrupted save leaves what was there.
 
@@ -152,7 +152,7 @@ class Compiled:
             LoweringError: if it cannot be compiled ahead of time (inductor).
             UnsupportedError: for a backend that cannot be saved.
         """
-        from tapeout.compiler.artefact import save
+        from tapeout.compiler.artefacts.artefact import save
 
         save(self, path, force)
 

@@ -10,12 +10,12 @@ from math import prod
 import torch
 from opt_einsum import contract_path
 
-from tapeout.backends.precision import narrow_arrays, narrow_nodes, wide
+from tapeout.backends.common.precision import narrow_arrays, narrow_nodes, wide
 from tapeout.ir import Circuit, Einsum, Index, Rearrange, postorder
 from tapeout.ir.axis_index import Picks
-from tapeout.ir.einsum import write_einsum
-from tapeout.ir.general_function import function_of
-from tapeout.ir.kernels import Attention, Linear
+from tapeout.ir.nodes.einsum import write_einsum
+from tapeout.ir.nodes.general_function import function_of
+from tapeout.ir.nodes.kernels import Attention, Linear
 from tapeout.ir.sizes import Size
 
 Sizes = int | Mapping[str, int]

@@ -22,8 +22,8 @@ from tapeout.ir import (
 )
 from tapeout.ir.dtypes import dtype_name
 from tapeout.ir.errors import DataError, MatchError, ModuleBindingError, ShapeError, TypeMismatchError
-from tapeout.ir.functions import GenIndex
 from tapeout.ir.gc_pause import without_gc
+from tapeout.ir.nodes.functions import GenIndex
 from tapeout.ir.sizes import BATCH, format_shape, is_concrete
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline

@@ -1,19 +1,25 @@
 """The IR: what a circuit is. Imports nothing else of tapeout."""
 
-from tapeout.ir.add import Add
-from tapeout.ir.array import Array
 from tapeout.ir.axis_index import I
-from tapeout.ir.binding import BindItem, get_free_symbols, module_new_bind
-from tapeout.ir.cast import cast_circuit
 from tapeout.ir.circuit import Circuit, nodes_below, postorder
-from tapeout.ir.concat import Concat
-from tapeout.ir.diff import diff_circuits
-from tapeout.ir.discrete_var import DiscreteVar
 from tapeout.ir.dtypes import TorchDeviceDtype, TorchDeviceDtypeOp
-from tapeout.ir.einsum import Einsum
-from tapeout.ir.expand import replace_nodes, substitute_symbols
-from tapeout.ir.expander import Expander
-from tapeout.ir.general_function import (
+from tapeout.ir.files.store import tensors_of
+from tapeout.ir.matching.iterative import (
+    FINISHED,
+    IterateMatchResults,
+    IterativeMatcher,
+    new_traversal,
+    restrict,
+    restrict_sl,
+    traverse_until_depth,
+)
+from tapeout.ir.matching.matcher import Matcher, Regex
+from tapeout.ir.nodes.add import Add
+from tapeout.ir.nodes.array import Array
+from tapeout.ir.nodes.concat import Concat
+from tapeout.ir.nodes.discrete_var import DiscreteVar
+from tapeout.ir.nodes.einsum import Einsum
+from tapeout.ir.nodes.general_function import (
     GeneralFunction,
     abs,
     cos,
@@ -43,31 +49,25 @@ from tapeout.ir.general_function import (
     step,
     tanh,
 )
-from tapeout.ir.html import PrintHtmlOptions
-from tapeout.ir.index import Index
-from tapeout.ir.iterative import (
-    FINISHED,
-    IterateMatchResults,
-    IterativeMatcher,
-    new_traversal,
-    restrict,
-    restrict_sl,
-    traverse_until_depth,
-)
-from tapeout.ir.matcher import Matcher, Regex
-from tapeout.ir.module import Module, ModuleArgSpec, ModuleSpec
-from tapeout.ir.parse import parse_circuit, parse_circuits
-from tapeout.ir.print_options import PrintOptions
-from tapeout.ir.rearrange import Rearrange, RearrangeSpec
-from tapeout.ir.scalar import Scalar
-from tapeout.ir.scatter import Scatter
-from tapeout.ir.search_objects import AnyFound, BoundAnyFound, BoundGetter, BoundUpdater, Getter, Transform, Updater
-from tapeout.ir.set_symbolic_shape import SetSymbolicShape
+from tapeout.ir.nodes.index import Index
+from tapeout.ir.nodes.module import Module, ModuleArgSpec, ModuleSpec
+from tapeout.ir.nodes.rearrange import Rearrange, RearrangeSpec
+from tapeout.ir.nodes.scalar import Scalar
+from tapeout.ir.nodes.scatter import Scatter
+from tapeout.ir.nodes.set_symbolic_shape import SetSymbolicShape
+from tapeout.ir.nodes.tag import Tag
+from tapeout.ir.rewriting.binding import BindItem, get_free_symbols, module_new_bind
+from tapeout.ir.rewriting.cast import cast_circuit
+from tapeout.ir.rewriting.expander import Expander
+from tapeout.ir.rust_names.objects import AnyFound, BoundAnyFound, BoundGetter, BoundUpdater, Getter, Transform, Updater
 from tapeout.ir.sizes import SymbolicSize, dim, symbolic_sizes
-from tapeout.ir.store import tensors_of
+from tapeout.ir.substitution import replace_nodes, substitute_symbols
 from tapeout.ir.symbol import Symbol
-from tapeout.ir.tag import Tag
-from tapeout.ir.text import circuit_text
+from tapeout.ir.text.diff import diff_circuits
+from tapeout.ir.text.html import PrintHtmlOptions
+from tapeout.ir.text.options import PrintOptions
+from tapeout.ir.text.parse import parse_circuit, parse_circuits
+from tapeout.ir.text.printing import circuit_text
 
 __all__ = [
     "FINISHED", "Add", "AnyFound", "Array", "BindItem", "BoundAnyFound", "BoundGetter", "BoundUpdater", "Circuit",

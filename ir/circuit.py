@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from tapeout.ir.building import _AUTONAME as _AUTONAME
-from tapeout.ir.kinds import CircuitKinds
+from tapeout.ir.fluent.building import _AUTONAME as _AUTONAME
+from tapeout.ir.fluent.methods import CircuitMethods
 from tapeout.ir.labels import label_over
-from tapeout.ir.methods import CircuitMethods
+from tapeout.ir.rust_names.kinds import CircuitKinds
 from tapeout.ir.sizes import Shape, Size, multiply
 
 if TYPE_CHECKING:

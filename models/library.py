@@ -35,7 +35,7 @@ from tapeout.ir import (
     silu,
     softmax,
 )
-from tapeout.ir.functions import FUNCTIONS
+from tapeout.ir.nodes.functions import FUNCTIONS
 from tapeout.ir.sizes import HEAD_SIZE, HEADS, HIDDEN, KV_HEADS, MLP, SEQ, VOCAB, Size, multiply
 
 _NAMESPACE = UUID("6a0d1c3e-52f4-4b44-9d1b-8f6f3f1e7a10")

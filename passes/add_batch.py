@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tapeout.ir import Circuit, Symbol, postorder
-from tapeout.ir.concat import repeat_to_batch
+from tapeout.ir.nodes.concat import repeat_to_batch
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tapeout.ir import Circuit, Module
 from tapeout.ir.labels import labels
-from tapeout.ir.matcher import Matcher
+from tapeout.ir.matching.matcher import Matcher
 from tapeout.ir.trampoline import memoised
 from tapeout.passes.base import Pass, register
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tapeout.ir import Circuit, postorder
 from tapeout.ir.gc_pause import without_gc
-from tapeout.ir.text import note_around
+from tapeout.ir.text.printing import note_around
 from tapeout.passes.base import Pass
 
 Roots = tuple[Circuit, ...]

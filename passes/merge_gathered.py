@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tapeout.ir import Add, Circuit, Einsum, postorder
-from tapeout.ir.functions import GenIndex
-from tapeout.ir.general_function import function_of
+from tapeout.ir.nodes.functions import GenIndex
+from tapeout.ir.nodes.general_function import function_of
 from tapeout.passes.execution import Origins, Roots, readers_of
 
 Operand = tuple[Circuit, tuple[int, ...]]

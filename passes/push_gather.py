@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from tapeout.ir import Add, Circuit, Einsum, GeneralFunction, Scalar, postorder
-from tapeout.ir.functions import Cast, Elementwise, GenIndex
-from tapeout.ir.general_function import function_of
-from tapeout.ir.rearrange import arranged
+from tapeout.ir.nodes.functions import Cast, Elementwise, GenIndex
+from tapeout.ir.nodes.general_function import function_of
+from tapeout.ir.nodes.rearrange import arranged
 from tapeout.ir.sizes import Size
 from tapeout.ir.trampoline import memoised
 from tapeout.passes.base import register

@@ -22,9 +22,9 @@ from tapeout.ir import (
     Transform,
     postorder,
 )
-from tapeout.ir.concat import repeat_to_batch
 from tapeout.ir.errors import DataError, TypeMismatchError
-from tapeout.ir.iterative import IterativeMatcherIn
+from tapeout.ir.matching.iterative import IterativeMatcherIn
+from tapeout.ir.nodes.concat import repeat_to_batch
 
 
 class SampleSpec(Protocol):

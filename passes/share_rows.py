@@ -18,10 +18,10 @@ import torch
 
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, Index, Rearrange, RearrangeSpec, postorder
 from tapeout.ir.axis_index import FULL
-from tapeout.ir.functions import Elementwise, GenIndex
-from tapeout.ir.general_function import function_of
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
-from tapeout.ir.rearrange import arranged
+from tapeout.ir.nodes.functions import Elementwise, GenIndex
+from tapeout.ir.nodes.general_function import function_of
+from tapeout.ir.nodes.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
+from tapeout.ir.nodes.rearrange import arranged
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
 

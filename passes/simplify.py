@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tapeout.ir import Circuit, DiscreteVar, Module, Tag, nodes_below, postorder
 from tapeout.ir.errors import PassError
 from tapeout.ir.sizes import UNKNOWN, Shape
-from tapeout.ir.text import note_around
+from tapeout.ir.text.printing import note_around
 from tapeout.passes.base import register
 from tapeout.passes.execution import ExecutionPass, Origins, Roots
 from tapeout.passes.rules import RULES, Rule, Rules, rule_name

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from tapeout.compiler.bisect import REFERENCE, bisect
-from tapeout.compiler.compare import Compared, Comparison, compare
+from tapeout.compiler.checks.bisect import REFERENCE, bisect
+from tapeout.compiler.checks.compare import Compared, Comparison, compare
 from tapeout.ir import Circuit
 from tapeout.ir.errors import TapeoutError
 

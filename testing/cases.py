@@ -37,7 +37,7 @@ from tapeout.ir import (
     TorchDeviceDtypeOp,
     dim,
 )
-from tapeout.ir.functions import FUNCTIONS
+from tapeout.ir.nodes.functions import FUNCTIONS
 from tapeout.testing.leaves import integers, leaf, symbol
 from tapeout.testing.need import need
 from tapeout.testing.ranges import DOMAINS

@@ -33,8 +33,8 @@ from tapeout.ir import (
     postorder,
 )
 from tapeout.ir.errors import ModuleBindingError, ShapeError
-from tapeout.ir.expand import substitute_symbols
-from tapeout.ir.functions import FUNCTIONS
+from tapeout.ir.nodes.functions import FUNCTIONS
+from tapeout.ir.substitution import substitute_symbols
 from tapeout.testing.leaves import integers, symbol, tensor
 from tapeout.testing.ranges import DOMAINS, Ranged, image_of
 

@@ -29,7 +29,7 @@ from tapeout.ir import (
     Tag,
 )
 from tapeout.ir.axis_index import Picks, Span
-from tapeout.ir.functions import Cast, GenIndex
+from tapeout.ir.nodes.functions import Cast, GenIndex
 
 Values = dict[Circuit, np.ndarray]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tapeout.backends.common.program import Program
 from tapeout.backends.fx.executable import FxExecutable
 from tapeout.backends.fx.executable import build as build_fx
-from tapeout.backends.program import Program
 from tapeout.ir import Circuit, Einsum, postorder
 from tapeout.ir.errors import LoweringError, UnsupportedError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tapeout.compiler.tolerances import TOLERANCES, Deviation
+from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype = torch.float64) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tapeout.backends.weights import Weights, unused
+from tapeout.backends.common.weights import Weights, unused
 
 _NO_WORD = re.compile(r"\W+", re.ASCII)  # TorchScript reads no other letters
 _NO_NAMES = frozenset(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from tapeout.backends.common.numerics import Numerics
+from tapeout.backends.common.program import Program
 from tapeout.backends.fx.lower import lower
 from tapeout.backends.fx.source import readable
-from tapeout.backends.numerics import Numerics
-from tapeout.backends.program import Program
 
 
 class FxExecutable:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tapeout.backends.fx.graph import Args, Lowering, Rule
 from tapeout.backends.fx.kernels import KERNEL_RULES
 from tapeout.ir import GeneralFunction
-from tapeout.ir.functions import Cast, GenIndex
+from tapeout.ir.nodes.functions import Cast, GenIndex
 
 
 def _call(function: Callable[..., Any], **kwargs: Any) -> Rule:

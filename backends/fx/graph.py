@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from tapeout.backends.common.precision import narrow_nodes, wide
+from tapeout.backends.common.program import Program
+from tapeout.backends.common.weights import Weights, unused
 from tapeout.backends.fx.attributes import Attributes, identifier
-from tapeout.backends.precision import narrow_nodes, wide
-from tapeout.backends.program import Program
-from tapeout.backends.weights import Weights, unused
 from tapeout.ir import Circuit, Scalar
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize, format_shape

@@ -9,10 +9,10 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from tapeout.backends.common.weights import Matrices
 from tapeout.backends.fx.graph import Args, Lowering, Rule
-from tapeout.backends.weights import Matrices
 from tapeout.ir import GeneralFunction
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
+from tapeout.ir.nodes.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 
 
 def _linear(low: Lowering, node: GeneralFunction, args: Args) -> fx.Node:

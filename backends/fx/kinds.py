@@ -7,11 +7,11 @@ import operator
 import torch
 from torch import fx
 
+from tapeout.backends.common.precision import is_product
+from tapeout.backends.common.rules import COMMON_RULES, function_rule
 from tapeout.backends.fx.functions import FUNCTION_RULES
 from tapeout.backends.fx.graph import KindRule, Lowering
 from tapeout.backends.fx.products import einsum
-from tapeout.backends.precision import is_product
-from tapeout.backends.rules import COMMON_RULES, function_rule
 from tapeout.ir import (
     Add,
     Circuit,
@@ -24,7 +24,7 @@ from tapeout.ir import (
     Scatter,
 )
 from tapeout.ir.axis_index import Picks, Span
-from tapeout.ir.kernels import Linear
+from tapeout.ir.nodes.kernels import Linear
 
 
 def _scalar(low: Lowering, node: Scalar) -> fx.Node:

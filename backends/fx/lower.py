@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import fx
 
+from tapeout.backends.common.program import Program
+from tapeout.backends.common.rules import lowered
+from tapeout.backends.common.weights import is_view
 from tapeout.backends.fx.graph import Lowering
 from tapeout.backends.fx.kinds import RULES
-from tapeout.backends.program import Program
-from tapeout.backends.rules import lowered
-from tapeout.backends.weights import is_view
 
 
 def lower(program: Program) -> tuple[fx.GraphModule, int]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from tapeout.backends.contraction import Operand, Products, Sizes, einsum_text
+from tapeout.backends.common.contraction import Operand, Products, Sizes, einsum_text
+from tapeout.backends.common.precision import is_product
 from tapeout.backends.fx.graph import Lowering
-from tapeout.backends.precision import is_product
 from tapeout.ir import Einsum
-from tapeout.ir.einsum import Axes
+from tapeout.ir.nodes.einsum import Axes
 
 
 def einsum(low: Lowering, node: Einsum) -> fx.Node:

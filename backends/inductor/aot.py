@@ -1,7 +1,7 @@
 """Ahead-of-time packages: the compiled code and the weights in one file, run without a compiler.
 
 A package checks nothing: a longer prompt gives a wrong shape, int32 tokens are read as int64. Whoever calls
-it checks first, as `tapeout.compiler.run_artefact` does.
+it checks first, as `tapeout.compiler.artefacts.run_artefact` does.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from tapeout.backends.common.numerics import Numerics
+from tapeout.backends.common.quiet import without_known_warnings
+from tapeout.backends.common.rows import filled_up, first_rows
 from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, examples
 from tapeout.backends.inductor.freezing import options
-from tapeout.backends.numerics import Numerics
-from tapeout.backends.quiet import without_known_warnings
-from tapeout.backends.rows import filled_up, first_rows
 from tapeout.ir import Symbol
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from tapeout.backends.common.numerics import Numerics
+from tapeout.backends.common.program import Program
+from tapeout.backends.common.quiet import without_known_warnings
+from tapeout.backends.common.rows import filled_up, first_rows
 from tapeout.backends.fx.lower import lower
 from tapeout.backends.inductor.aot import AotExecutable, package
 from tapeout.backends.inductor.examples import EXAMPLE_ROWS, LEAST_ROWS, LEAST_SIZE, examples, open_axes
 from tapeout.backends.inductor.freezing import options, packed_bytes
-from tapeout.backends.numerics import Numerics
-from tapeout.backends.program import Program
-from tapeout.backends.quiet import without_known_warnings
-from tapeout.backends.rows import filled_up, first_rows
 from tapeout.ir import Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import BATCH

@@ -10,7 +10,7 @@ from tapeout.backends.onnx.graph import Lowering, Value
 from tapeout.backends.onnx.parts import times
 from tapeout.ir import GeneralFunction
 from tapeout.ir.errors import LoweringError, UnsupportedError
-from tapeout.ir.kernels import Attention
+from tapeout.ir.nodes.kernels import Attention
 from tapeout.ir.sizes import multiply
 
 _SWAPPED = (0, 2, 1, 3)

@@ -10,13 +10,13 @@ import onnx_ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
-from tapeout.backends.numerics import Numerics
+from tapeout.backends.common.numerics import Numerics
+from tapeout.backends.common.program import Program
 from tapeout.backends.onnx import session
 from tapeout.backends.onnx.file import write
 from tapeout.backends.onnx.lower import lower
 from tapeout.backends.onnx.options import OnnxOptions
 from tapeout.backends.onnx.text import readable
-from tapeout.backends.program import Program
 from tapeout.ir.errors import DataError, UnsupportedError
 
 Options = OnnxOptions

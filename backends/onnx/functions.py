@@ -12,7 +12,7 @@ from tapeout.backends.onnx.graph import Lowering, Value
 from tapeout.backends.onnx.kernels import KERNEL_RULES
 from tapeout.backends.onnx.parts import FunctionRule, minus, plus, rotate_half, times
 from tapeout.ir import GeneralFunction
-from tapeout.ir.functions import Cast, GenIndex
+from tapeout.ir.nodes.functions import Cast, GenIndex
 
 Formula = Callable[[Lowering, Value], Value]
 

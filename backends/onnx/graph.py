@@ -9,10 +9,10 @@ import onnx_ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype, to_torch_dtype
 
+from tapeout.backends.common.program import Program
+from tapeout.backends.common.weights import Weights
 from tapeout.backends.onnx.options import OnnxOptions
 from tapeout.backends.onnx.sharing import merged
-from tapeout.backends.program import Program
-from tapeout.backends.weights import Weights
 from tapeout.ir import Circuit
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.common.weights import Matrices
 from tapeout.backends.onnx.attention import attention
 from tapeout.backends.onnx.graph import Lowering, Value
 from tapeout.backends.onnx.parts import FunctionRule, plus, rotate_half, times
-from tapeout.backends.weights import Matrices
 from tapeout.ir import GeneralFunction
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
+from tapeout.ir.nodes.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.ir.sizes import multiply
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.common.rules import COMMON_RULES, function_rule
 from tapeout.backends.onnx.functions import FUNCTION_RULES, NOT_IN_FLOAT64
 from tapeout.backends.onnx.graph import Lowering, Value, broadcast
 from tapeout.backends.onnx.products import einsum
-from tapeout.backends.rules import COMMON_RULES, function_rule
 from tapeout.ir import (
     Add,
     Circuit,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import onnx_ir
 import torch
 
+from tapeout.backends.common.program import Program
+from tapeout.backends.common.rules import lowered
+from tapeout.backends.common.weights import Weights
 from tapeout.backends.onnx.graph import Lowering
 from tapeout.backends.onnx.kinds import RULES
 from tapeout.backends.onnx.model import finished
 from tapeout.backends.onnx.options import OnnxOptions
-from tapeout.backends.program import Program
-from tapeout.backends.rules import lowered
-from tapeout.backends.weights import Weights
 
 
 def lower(program: Program, options: OnnxOptions) -> tuple[onnx_ir.Model, int]:

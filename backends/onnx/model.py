@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import onnx_ir
 from onnx_ir.tensor_adapters import TorchTensor
 
+from tapeout.backends.common.weights import unused
 from tapeout.backends.onnx.graph import Lowering, Value
 from tapeout.backends.onnx.sharing import parts
-from tapeout.backends.weights import unused
 from tapeout.ir import Circuit
 
 IR_VERSION = 11

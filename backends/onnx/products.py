@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tapeout.backends.contraction import Operand, Products, Sizes
+from tapeout.backends.common.contraction import Operand, Products, Sizes
 from tapeout.backends.onnx.graph import Lowering, Value
 from tapeout.ir import Einsum
-from tapeout.ir.einsum import Axes
 from tapeout.ir.errors import UnsupportedError
+from tapeout.ir.nodes.einsum import Axes
 from tapeout.ir.sizes import Size, multiply
 
 

@@ -9,7 +9,7 @@ import onnx_ir
 import onnxruntime
 import torch
 
-from tapeout.backends.numerics import Numerics
+from tapeout.backends.common.numerics import Numerics
 from tapeout.backends.onnx.file import skeleton
 from tapeout.backends.onnx.options import OnnxOptions
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError

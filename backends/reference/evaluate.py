@@ -42,9 +42,9 @@ from tapeout.ir.errors import (
     TypeMismatchError,
     UnsupportedError,
 )
-from tapeout.ir.functions import Cast, GenIndex
-from tapeout.ir.methods import set_evaluator
-from tapeout.ir.rearrange import apply_rearrange
+from tapeout.ir.fluent.methods import set_evaluator
+from tapeout.ir.nodes.functions import Cast, GenIndex
+from tapeout.ir.nodes.rearrange import apply_rearrange
 from tapeout.ir.sizes import format_shape, is_concrete
 from tapeout.ir.trampoline import memoised
 

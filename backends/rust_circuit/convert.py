@@ -28,7 +28,7 @@ from tapeout.ir import (
     postorder,
 )
 from tapeout.ir.errors import UnsupportedError
-from tapeout.ir.functions import Cast, GenIndex
+from tapeout.ir.nodes.functions import Cast, GenIndex
 
 UNKNOWN_FUNCTIONS = ("silu", "rotate_half")
 """What rust_circuit has no function for."""

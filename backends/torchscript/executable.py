@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from tapeout.backends.common.numerics import Numerics
+from tapeout.backends.common.program import Program
+from tapeout.backends.common.quiet import without_known_warnings
 from tapeout.backends.fx.lower import lower
-from tapeout.backends.numerics import Numerics
-from tapeout.backends.program import Program
-from tapeout.backends.quiet import without_known_warnings
 from tapeout.ir.errors import ArtefactError, LoweringError, UnsupportedError
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from tapeout.ir import Add, Array, Circuit, Einsum, Rearrange, RearrangeSpec, Scalar
-from tapeout.ir.einsum import Axes
-from tapeout.ir.kernels import Attention
-from tapeout.ir.rearrange import arranged
+from tapeout.ir.nodes.einsum import Axes
+from tapeout.ir.nodes.kernels import Attention
+from tapeout.ir.nodes.rearrange import arranged
 from tapeout.ir.sizes import Size
 from tapeout.passes.patterns.parts import as_product, function, is_function, is_weight
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Set
 
 from tapeout.ir import Add, Array, Circuit, Rearrange
-from tapeout.ir.einsum import Axes
-from tapeout.ir.kernels import Linear
+from tapeout.ir.nodes.einsum import Axes
+from tapeout.ir.nodes.kernels import Linear
 from tapeout.passes.patterns.parts import as_product, function, is_weight
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tapeout.ir import Add, Circuit, Rearrange, Scalar
-from tapeout.ir.kernels import LayerNorm, RMSNorm
+from tapeout.ir.nodes.kernels import LayerNorm, RMSNorm
 from tapeout.passes.patterns.parts import as_product, function, is_function, row_sum
 
 

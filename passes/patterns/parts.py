@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tapeout.ir import Array, Circuit, Einsum, GeneralFunction
-from tapeout.ir.einsum import Axes
-from tapeout.ir.functions import FUNCTIONS, Function
+from tapeout.ir.nodes.einsum import Axes
+from tapeout.ir.nodes.functions import FUNCTIONS, Function
 
 
 def function(spec: Function, *nodes: Circuit) -> GeneralFunction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tapeout.ir import Add, Circuit
-from tapeout.ir.kernels import Rotary
+from tapeout.ir.nodes.kernels import Rotary
 from tapeout.passes.patterns.parts import as_product, function, is_function, is_weight
 
 

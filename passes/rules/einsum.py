@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from tapeout.ir import Circuit, Einsum, Rearrange, RearrangeSpec, Scalar
-from tapeout.ir.einsum import Axes
+from tapeout.ir.nodes.einsum import Axes
 from tapeout.ir.sizes import Size
 from tapeout.passes.rules.common import is_float
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tapeout.ir import Circuit, GeneralFunction, Scalar
-from tapeout.ir.functions import FUNCTIONS, Broadcast, Elementwise
+from tapeout.ir.nodes.functions import FUNCTIONS, Broadcast, Elementwise
 from tapeout.passes.rules.common import is_float
 
 _LAST_DIM_SIZE = FUNCTIONS["last_dim_size"]

@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from tapeout.ir import Circuit, Rearrange, RearrangeSpec, Scalar
-from tapeout.ir.rearrange_spec import Groups
+from tapeout.ir.nodes.rearrange_spec import Groups
 from tapeout.ir.sizes import UNKNOWN, Shape, Size, SymbolicSize, divide, multiply
 
 

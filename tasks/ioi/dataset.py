@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tapeout.backends.devices import as_device
+from tapeout.backends.common.devices import as_device
 from tapeout.compiler.measure import available_memory
 from tapeout.ir.errors import DataError
 from tapeout.tasks.ioi.prompts import (

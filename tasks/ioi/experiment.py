@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.devices import as_device
-from tapeout.backends.precision import wide
+from tapeout.backends.common.devices import as_device
+from tapeout.backends.common.precision import wide
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import compile
-from tapeout.compiler.reference import Progress, silent
+from tapeout.compiler.checks.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import TypeMismatchError

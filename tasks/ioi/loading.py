@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tapeout.compiler.reference import Progress
+from tapeout.compiler.checks.reference import Progress
 from tapeout.ir.errors import ModelError
 from tapeout.models.checkpoint import Checkpoint, load_checkpoint
 

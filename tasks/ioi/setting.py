@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tapeout.backends.devices import as_device
-from tapeout.compiler.reference import Progress, silent
+from tapeout.backends.common.devices import as_device
+from tapeout.compiler.checks.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import Checkpoint

@@ -1,12 +1,12 @@
 """Path patching, activation patching and ablation, as exact edits of a circuit; sweeps over many of them."""
 
+from tapeout.models.parts.names import END, HeadPart, NodeName, Site, parse_name, parse_site
+from tapeout.models.parts.places import Place, find, locate, node_names
 from tapeout.tasks.patching.activations import Ablate, ActivationPatch, ablate, activation_patch
 from tapeout.tasks.patching.data import PATCH_TOKENS
 from tapeout.tasks.patching.expose import Exposed, expose
 from tapeout.tasks.patching.masks import Maskable, Masked, mask_name, masked
-from tapeout.tasks.patching.names import END, HeadPart, NodeName, Site, parse_name, parse_site
 from tapeout.tasks.patching.paths import PathPatch, path_patch
-from tapeout.tasks.patching.places import Place, find, locate, node_names
 from tapeout.tasks.patching.routes import Path, parse_path
 from tapeout.tasks.patching.sweeps.edits import sweep_edits
 from tapeout.tasks.patching.sweeps.result import SweepResult

@@ -11,10 +11,10 @@ import torch
 from tapeout.compiler import evaluate_many
 from tapeout.ir import Array, Circuit, Scalar
 from tapeout.ir.errors import DataError
+from tapeout.models.parts.names import NameIn, NodeName, Site, as_positions, parse_site
 from tapeout.passes.base import Pass, register
 from tapeout.tasks.patching.data import Data, bound, check_pair, check_rows, on_patch_data, patch_symbol, rows_of
 from tapeout.tasks.patching.expose import check_one_row, expose, rebuild
-from tapeout.tasks.patching.names import NameIn, NodeName, Site, as_positions, parse_site
 
 With = Literal["zero", "mean", "resample"]
 Values = Callable[[Circuit, Sequence[Circuit]], Sequence[Circuit]]

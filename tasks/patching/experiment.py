@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from tapeout.backends.devices import as_device
-from tapeout.compiler.reference import Progress, silent
+from tapeout.backends.common.devices import as_device
+from tapeout.compiler.checks.reference import Progress, silent
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError
 from tapeout.models import circuit_of, split_circuit
+from tapeout.models.parts.names import END
 from tapeout.tasks.ioi import IOIDataset
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
 from tapeout.tasks.ioi.loading import load_in_full_precision, tokenizer_of
 from tapeout.tasks.ioi.prompts import Flip, PromptType
-from tapeout.tasks.patching.names import END
 from tapeout.tasks.patching.sweeps.result import SweepResult
 from tapeout.tasks.patching.sweeps.sweep import Estimate, Sweep
 from tapeout.tasks.patching.sweeps.variants import Part, Variants, direct, edges, heads, heads_by_position

@@ -22,9 +22,9 @@ from itertools import pairwise
 from tapeout.ir import Add, Circuit, Index, Symbol, postorder
 from tapeout.ir.errors import DataError, MatchError, ShapeError, TypeMismatchError
 from tapeout.ir.gc_pause import without_gc
+from tapeout.models.parts.names import NodeName, Site
+from tapeout.models.parts.places import Place, locate
 from tapeout.passes import split_to_concat
-from tapeout.tasks.patching.names import NodeName, Site
-from tapeout.tasks.patching.places import Place, locate
 
 
 @dataclass(frozen=True)

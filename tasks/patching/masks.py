@@ -15,11 +15,11 @@ from typing import Literal, get_args
 
 from tapeout.ir import Add, Circuit, Einsum, Index, Scalar, Symbol
 from tapeout.ir.errors import DataError, MatchError
+from tapeout.models.parts.names import HeadPart, NodeName, Site
+from tapeout.models.parts.places import node_names
 from tapeout.passes.base import Pass, register
 from tapeout.tasks.patching.data import on_patch_data, patch_symbol
 from tapeout.tasks.patching.expose import expose, rebuild
-from tapeout.tasks.patching.names import HeadPart, NodeName, Site
-from tapeout.tasks.patching.places import node_names
 
 Maskable = Literal["heads", "mlps", "q", "k", "v"]
 

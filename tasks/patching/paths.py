@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 
 from tapeout.ir import Circuit, IterativeMatcher, Matcher, new_traversal
 from tapeout.ir.errors import DataError, MatchError
+from tapeout.models.parts.names import NodeName, Site, as_positions
+from tapeout.models.parts.places import find, locate, node_names, present
 from tapeout.passes import substitute_all_modules
 from tapeout.passes.base import Pass, register
 from tapeout.tasks.patching.data import Data, bound, check_pair, on_patch_data, patch_symbol
 from tapeout.tasks.patching.expose import expose
-from tapeout.tasks.patching.names import NodeName, Site, as_positions
-from tapeout.tasks.patching.places import find, locate, node_names, present
 from tapeout.tasks.patching.routes import Arrival, Path, arrivals_of, matcher_of, parse_path, survey, tree_of
 
 Between = Literal["frozen", "recomputed"]
@@ -96,7 +96,7 @@ def path_patch(
         paths: one path, or a list of paths. A path is
 
             - names in the direction of data flow, `"a5.h5 -> a8.h6.q -> final.input"` or
-              `("a5.h5", "a8.h6.q", "final.input")`, see `tapeout.tasks.patching.names`: the sender, parts on the
+              `("a5.h5", "a8.h6.q", "final.input")`, see `tapeout.models.parts.names`: the sender, parts on the
               way, the last receiver. From there to the output everything is recomputed. A sender alone is replaced
               for all of its readers;
             - an IterativeMatcher of the nodes to be replaced, on the ways from the output on which it matches them.

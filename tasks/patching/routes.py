@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tapeout.ir import Circuit, IterativeMatcher, Matcher
-from tapeout.ir.match_states import Next, Possible, State, per_child
-from tapeout.ir.search import Prune
-from tapeout.tasks.patching.names import NameIn, Site, parse_site
+from tapeout.ir.matching.search import Prune
+from tapeout.ir.matching.states import Next, Possible, State, per_child
+from tapeout.models.parts.names import NameIn, Site, parse_site
 
 ARROW = "->"
 

@@ -18,7 +18,7 @@ from tapeout.models.checkpoint import load_checkpoint
 from tapeout.tasks.ioi import IOIDataset
 from tapeout.tasks.ioi.circuit import logit_diff_circuit
 from tapeout.tasks.patching import SweepResult, activation_patch
-from tapeout.tasks.patching.sweeps.passage import Passage
+from tapeout.tasks.patching.sweeps.forward import Passage
 
 Run = Callable[..., Ran]
 FILES = {"heat_map.html", "heat_map.png", "summary.json", "sweep.json", "sweep.npz"}

@@ -12,7 +12,7 @@ from harness import symbol
 from random_models import gpt2
 from splits import by_head_and_position, difference
 
-from tapeout.backends.devices import as_device
+from tapeout.backends.common.devices import as_device
 from tapeout.compiler import compile
 from tapeout.ir import Add
 from tapeout.ir.errors import UnsupportedError

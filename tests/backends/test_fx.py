@@ -17,8 +17,8 @@ from random_models import fresh, gpt2, llama
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
+from tapeout.backends.common.program import Program
 from tapeout.backends.fx import lower
-from tapeout.backends.program import Program
 from tapeout.compiler import Compiled, compile
 from tapeout.ir import (
     Add,

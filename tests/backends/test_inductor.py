@@ -18,14 +18,14 @@ from random_models import gpt2
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
-from tapeout.backends import cuda_graphs
+from tapeout.backends.common import cuda_graphs
+from tapeout.backends.common.program import Program
+from tapeout.backends.common.rows import filled_up, joined, split_rows
 from tapeout.backends.fx import executable as fx_executable
 from tapeout.backends.inductor import executable as inductor_executable
 from tapeout.backends.inductor import freezing
 from tapeout.backends.inductor.aot import AotExecutable
 from tapeout.backends.inductor.executable import InductorExecutable, check_compiler
-from tapeout.backends.program import Program
-from tapeout.backends.rows import filled_up, joined, split_rows
 from tapeout.compiler import Compiled, compile, compile_many
 from tapeout.ir import Add, Concat, Einsum, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError

@@ -25,12 +25,12 @@ from random_models import gpt2, llama, logits, tokens_for
 from splits import by_head_and_position, difference, unsplit
 from tolerances import assert_close
 
+from tapeout.backends.common.program import Program
 from tapeout.backends.onnx import OnnxOptions
 from tapeout.backends.onnx.file import write
 from tapeout.backends.onnx.functions import NOT_IN_FLOAT64
 from tapeout.backends.onnx.lower import lower
 from tapeout.backends.onnx.sharing import parts
-from tapeout.backends.program import Program
 from tapeout.compiler import Compiled, compile, compile_many, load
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, I, Index, Rearrange, Scalar, Symbol, postorder
 from tapeout.ir.errors import (

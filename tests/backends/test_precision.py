@@ -11,7 +11,7 @@ from harness import integers, symbol, tensor
 from random_models import gpt2, llama
 from splits import by_head_and_position, difference
 
-from tapeout.backends.precision import is_product, narrow_arrays, narrow_nodes
+from tapeout.backends.common.precision import is_product, narrow_arrays, narrow_nodes
 from tapeout.compiler import Compiled, compile
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, Symbol
 

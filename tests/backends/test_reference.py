@@ -45,7 +45,7 @@ from tapeout.ir.errors import (
     TypeMismatchError,
     UnsupportedError,
 )
-from tapeout.ir.functions import FUNCTIONS
+from tapeout.ir.nodes.functions import FUNCTIONS
 from tapeout.testing import random_circuit
 from tapeout.testing.cases import CASES
 from tapeout.testing.strategies import SEEDS

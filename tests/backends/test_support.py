@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from harness import KINDS, tensor
 
+from tapeout.backends.common.program import Program
+from tapeout.backends.common.rules import Refused
 from tapeout.backends.fx import lower
 from tapeout.backends.fx.functions import FUNCTION_RULES
 from tapeout.backends.fx.kinds import RULES
@@ -21,14 +23,12 @@ from tapeout.backends.onnx.functions import NOT_IN_FLOAT64
 from tapeout.backends.onnx.kinds import RULES as ONNX_RULES
 from tapeout.backends.onnx.lower import lower as lower_to_onnx
 from tapeout.backends.onnx.options import OnnxOptions
-from tapeout.backends.program import Program
 from tapeout.backends.reference.evaluate import _RULES as REFERENCE_RULES
-from tapeout.backends.rules import Refused
 from tapeout.compiler.compile import BACKENDS
 from tapeout.ir import Add, Array, Circuit, DiscreteVar, Module, ModuleArgSpec, ModuleSpec, Symbol
 from tapeout.ir.errors import UnsupportedError
-from tapeout.ir.functions import FUNCTIONS, Cast, GenIndex
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
+from tapeout.ir.nodes.functions import FUNCTIONS, Cast, GenIndex
+from tapeout.ir.nodes.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.testing.cases import CASES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"

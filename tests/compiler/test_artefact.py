@@ -18,10 +18,12 @@ from random_models import gpt2
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
-from tapeout.compiler import Compiled, artefact, compile, compile_many, load, run_artefact
-from tapeout.compiler.run_artefact import Artefact, ArtefactProblem, InputProblem
-from tapeout.ir import Add, Array, Einsum, folders
+from tapeout.compiler import Compiled, compile, compile_many, load
+from tapeout.compiler.artefacts import artefact, run_artefact
+from tapeout.compiler.artefacts.run_artefact import Artefact, ArtefactProblem, InputProblem
+from tapeout.ir import Add, Array, Einsum
 from tapeout.ir.errors import ArtefactError, UnsupportedError
+from tapeout.ir.files import folders
 
 INPUTS = ["tokens", "labels"]
 SLOW = pytest.param("inductor", marks=pytest.mark.slow)

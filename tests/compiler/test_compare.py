@@ -18,11 +18,11 @@ from splits import bind_row, by_head_and_position, difference
 from tapeout.backends import rust_circuit
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import bisect, compare
+from tapeout.compiler.checks.peers import rust_circuit_peer
+from tapeout.compiler.checks.reference import reference_values
+from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation
 from tapeout.compiler.compile import BACKENDS
 from tapeout.compiler.measure import memory_growth
-from tapeout.compiler.peers import rust_circuit_peer
-from tapeout.compiler.reference import reference_values
-from tapeout.compiler.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, postorder
 from tapeout.ir.errors import DataError, LoweringError, ModuleBindingError, TapeoutError, UnsupportedError
 
@@ -69,8 +69,8 @@ def test_many_rows_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     rows, said = torch.arange(14.0).reshape(7, 2), list[tuple[int, int]]()
     circuits = [Add(x, Array(tensor(2), "k")), Array(tensor(3), "l")]
     whole = reference_values(circuits, {"x": rows})
-    monkeypatch.setattr("tapeout.compiler.reference.ROWS_AT_ONCE", 3)
-    monkeypatch.setattr("tapeout.compiler.reference.evaluate_many", most_rows := MostRows())
+    monkeypatch.setattr("tapeout.compiler.checks.reference.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("tapeout.compiler.checks.reference.evaluate_many", most_rows := MostRows())
     found = reference_values(circuits, {"x": rows}, lambda _, done, total: said.append((done, total)))
     assert all(torch.equal(one, other) for one, other in zip(found, whole, strict=True))
     assert most_rows.seen == [3, 3, 1] and [done for done, _ in said] == sorted({done for done, _ in said})
@@ -209,7 +209,7 @@ def test_rust_circuit_stands_beside() -> None:
 
 
 def test_without_rust_circuit_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tapeout.compiler.peers.installed", lambda: False)
+    monkeypatch.setattr("tapeout.compiler.checks.peers.installed", lambda: False)
     x = symbol(1, (2,), "x")
     given = {"x": torch.ones(1, 2)}
     result = compare(x, given, ["fx"], peers={"rust": lambda: rust_circuit_peer(x, given)}, **NO_TIMING)

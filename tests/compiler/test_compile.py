@@ -15,7 +15,7 @@ from splits import by_head_and_position, difference, unsplit
 from tolerances import assert_close
 
 import tapeout
-from tapeout.backends.precision import wide
+from tapeout.backends.common.precision import wide
 from tapeout.compiler import compile, compile_many, evaluate_many, values
 from tapeout.compiler.optimise import AFTER_BATCH, BEFORE_BATCH
 from tapeout.ir import (

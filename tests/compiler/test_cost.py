@@ -10,7 +10,7 @@ from harness import symbol, tensor
 from random_models import gpt2, llama
 from splits import by_head_and_position, difference, unsplit
 
-from tapeout.backends.precision import narrow_arrays
+from tapeout.backends.common.precision import narrow_arrays
 from tapeout.compiler import Cost, compile
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, I, Index, Rearrange
 

@@ -21,11 +21,12 @@ from harness import symbol
 from random_models import gpt2
 from splits import by_head_and_position, difference
 
-from tapeout.compiler import artefact, certificate, compile, export, load, run_artefact, verify
-from tapeout.compiler.certificate import CERTIFICATE, INPUTS, OUTPUTS, circuit_hash
+from tapeout.compiler import compile, export, load, verify
+from tapeout.compiler.artefacts import artefact, certificate, run_artefact
+from tapeout.compiler.artefacts.certificate import CERTIFICATE, INPUTS, OUTPUTS, circuit_hash
+from tapeout.compiler.artefacts.export import FORMATS, README
+from tapeout.compiler.checks.tolerances import Deviation
 from tapeout.compiler.compile import BACKENDS
-from tapeout.compiler.export import FORMATS, README
-from tapeout.compiler.tolerances import Deviation
 from tapeout.ir import Add, Array, Circuit, Einsum
 from tapeout.ir.errors import ArtefactError, UnsupportedError
 
@@ -157,7 +158,7 @@ def test_the_hash_is_that_of_the_content() -> None:
 def test_the_hash_is_the_same_in_every_process() -> None:
     code = (
         "from random_models import gpt2; from splits import by_head_and_position, difference\n"
-        "from tapeout.compiler.certificate import circuit_hash\n"
+        "from tapeout.compiler.artefacts.certificate import circuit_hash\n"
         "print(circuit_hash(difference(by_head_and_position(gpt2(), 5))))"
     )
     tests = str(Path(__file__).parents[1])
@@ -193,7 +194,7 @@ WRITES: dict[str, tuple[Any, str]] = {
     "the manifest": (artefact, "fingerprint"),
     "the inputs": (certificate, "_write_tensors"),
     "the certificate": (certificate, "seal"),
-    "the page": (sys.modules["tapeout.compiler.export"], "readme"),
+    "the page": (sys.modules["tapeout.compiler.artefacts.export"], "readme"),
 }
 
 

@@ -18,7 +18,7 @@ from random_models import gpt2, llama
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
-from tapeout.backends.cuda_graphs import CudaGraphs
+from tapeout.backends.common.cuda_graphs import CudaGraphs
 from tapeout.compiler import Compiled, compile, compile_many, load
 from tapeout.ir import Array, Einsum, Symbol
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError

@@ -245,7 +245,7 @@ class TestArraysByContent:
         assert Array(value, "w").rename("v").value.data_ptr() == value.data_ptr()
 
     def test_a_tensor_is_hashed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import tapeout.ir.array as module
+        import tapeout.ir.nodes.array as module
 
         calls = []
         original = module.hash_tensor

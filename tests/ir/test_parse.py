@@ -46,7 +46,7 @@ from tapeout.ir import (
     tensors_of,
 )
 from tapeout.ir.errors import ParseError
-from tapeout.ir.text import ARG_FLAGS, DEEPEST_INDENT
+from tapeout.ir.text.printing import ARG_FLAGS, DEEPEST_INDENT
 from tapeout.models import circuit_of, split_circuit
 from tapeout.testing import random_circuit
 from tapeout.testing.cases import CASES

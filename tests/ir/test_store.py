@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from safetensors.torch import load_file
 
 import tapeout
-from tapeout.ir import Add, Array, Circuit, I, Index, Scalar, circuit_text, folders, postorder, tensors_of
-from tapeout.ir import store as store_module
+from tapeout.ir import Add, Array, Circuit, I, Index, Scalar, circuit_text, postorder, tensors_of
 from tapeout.ir.errors import ArtefactError
-from tapeout.ir.functions import Elementwise
-from tapeout.ir.general_function import GeneralFunction
+from tapeout.ir.files import folders
+from tapeout.ir.files import store as store_module
+from tapeout.ir.nodes.functions import Elementwise
+from tapeout.ir.nodes.general_function import GeneralFunction
 from tapeout.models import circuit_of, split_circuit
 from tapeout.testing import random_circuit
 from tapeout.testing.cases import CASES

@@ -26,7 +26,7 @@ from tapeout.ir import (
     postorder,
 )
 from tapeout.ir.errors import ShapeError
-from tapeout.ir.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
+from tapeout.ir.nodes.kernels import Attention, LayerNorm, Linear, RMSNorm, Rotary
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
 from tapeout.passes.kernels import Kernels

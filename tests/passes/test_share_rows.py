@@ -13,7 +13,7 @@ from tolerances import assert_close
 
 from tapeout.compiler import Compiled, compile
 from tapeout.ir import Array, Circuit, Einsum, GeneralFunction, Scalar, circuit_text, postorder
-from tapeout.ir.functions import GenIndex
+from tapeout.ir.nodes.functions import GenIndex
 from tapeout.passes.execution import Origins
 from tapeout.passes.inline import Inline
 from tapeout.passes.share_rows import ShareRows

@@ -14,12 +14,12 @@ import torch
 from splits import by_head_and_position, difference
 
 from tapeout.compiler import compile_many
-from tapeout.compiler.tolerances import TOLERANCES, Deviation
+from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation
 from tapeout.ir import Array, Circuit, GeneralFunction, Matcher, TorchDeviceDtypeOp
 from tapeout.ir.errors import ArtefactError, DataError, MatchError, ShapeError, TapeoutError, UnsupportedError
+from tapeout.models.parts.names import END, Site
 from tapeout.tasks.ioi.circuit import bind_dataset
 from tapeout.tasks.patching import PATCH_TOKENS, ablate, activation_patch, expose, path_patch
-from tapeout.tasks.patching.names import END, Site
 from tapeout.tasks.patching.sweeps import variants as of
 from tapeout.tasks.patching.sweeps.edits import sweep_edits
 from tapeout.tasks.patching.sweeps.result import SweepResult

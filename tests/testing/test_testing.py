@@ -22,7 +22,7 @@ from tapeout.testing.strategies import circuits
 
 pytest_plugins = ["pytester"]
 
-COMPARE = sys.modules["tapeout.compiler.compare"]  # `tapeout.compiler.compare` is the function
+COMPARE = sys.modules["tapeout.compiler.checks.compare"]  # `tapeout.compiler.checks.compare` is the function
 TOKENS = {"tokens": torch.tensor([[1, 2, 3, 4, 5], [10, 0, 7, 7, 2]]), "labels": torch.tensor([[1, 2], [3, 4]])}
 
 

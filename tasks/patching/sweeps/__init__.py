@@ -1,6 +1,6 @@
 """Sweeps: many variants of a model evaluated together. docs/sweeps.md says how.
 
-variants (what is varied) -> anatomy (the model's cuts), checks, plan -> changes (what a variant changes at its cut, of
-the parts in jobs and heads) -> passage (rows through pieces, windows in graphs) -> result. cluster: on many machines;
-edits: what has no name.
+variants (what is varied) -> cuts (where the model's stream can be cut), checks, plan -> changes (what a variant changes
+at its cut, of the parts in groups and heads) -> forward (rows through compiled subgraphs, windows in subgraphs) ->
+result. cluster: on many machines; edits: what has no name.
 """

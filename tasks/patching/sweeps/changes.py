@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from tapeout.ir import Circuit, GeneralFunction
-from tapeout.ir.kernels import Linear
-from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.sweeps.anatomy import AttentionLayer, Cut
-from tapeout.tasks.patching.sweeps.graphs import Values, Window
+from tapeout.ir.nodes.kernels import Linear
+from tapeout.models.parts.names import NodeName
+from tapeout.tasks.patching.sweeps.compiled import Pieces
+from tapeout.tasks.patching.sweeps.cuts import AttentionLayer, Cut
+from tapeout.tasks.patching.sweeps.groups import Job, cut_of
 from tapeout.tasks.patching.sweeps.heads import attend, outputs
-from tapeout.tasks.patching.sweeps.jobs import Job, cut_of
-from tapeout.tasks.patching.sweeps.pieces import Pieces
+from tapeout.tasks.patching.sweeps.subgraphs import Values, Window
 from tapeout.tasks.patching.sweeps.variants import Variant, With
 
 

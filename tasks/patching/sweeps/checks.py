@@ -6,9 +6,9 @@ from dataclasses import replace
 from itertools import combinations
 
 from tapeout.ir.errors import DataError, MatchError, ShapeError
-from tapeout.tasks.patching.names import NodeName
-from tapeout.tasks.patching.sweeps.anatomy import Anatomy
-from tapeout.tasks.patching.sweeps.jobs import job_of
+from tapeout.models.parts.names import NodeName
+from tapeout.tasks.patching.sweeps.cuts import Anatomy
+from tapeout.tasks.patching.sweeps.groups import job_of
 from tapeout.tasks.patching.sweeps.variants import Cell, Variant, Variants
 
 

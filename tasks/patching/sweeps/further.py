@@ -10,9 +10,9 @@ import torch
 
 from tapeout.ir import Circuit
 from tapeout.tasks.patching.sweeps.changes import Changes
-from tapeout.tasks.patching.sweeps.graphs import Window
-from tapeout.tasks.patching.sweeps.jobs import read_nodes
+from tapeout.tasks.patching.sweeps.groups import read_nodes
 from tapeout.tasks.patching.sweeps.plan import Step
+from tapeout.tasks.patching.sweeps.subgraphs import Window
 
 
 def changes_of_rows(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from uuid import uuid5
 
 from tapeout.ir import Circuit, Einsum, GeneralFunction, Symbol
-from tapeout.ir.kernels import Attention, Linear
+from tapeout.ir.nodes.kernels import Attention, Linear
 from tapeout.ir.sizes import dim
-from tapeout.tasks.patching.sweeps.anatomy import NAMESPACE, AttentionLayer
-from tapeout.tasks.patching.sweeps.graphs import ROWS
-from tapeout.tasks.patching.sweeps.pieces import Part, Pieces
+from tapeout.tasks.patching.sweeps.compiled import Part, Pieces
+from tapeout.tasks.patching.sweeps.cuts import NAMESPACE, AttentionLayer
+from tapeout.tasks.patching.sweeps.subgraphs import ROWS
 
 QUERIES, KEYS = dim("QUERIES"), dim("KEYS")
 

@@ -11,11 +11,11 @@ import torch
 from tapeout.compiler.cost import Cost, elements
 from tapeout.ir import Circuit
 from tapeout.ir.errors import UnsupportedError
-from tapeout.tasks.patching.sweeps.anatomy import Anatomy
 from tapeout.tasks.patching.sweeps.checks import check
-from tapeout.tasks.patching.sweeps.graphs import ROWS
-from tapeout.tasks.patching.sweeps.jobs import Job, job_of, read_nodes, taken_nodes
-from tapeout.tasks.patching.sweeps.pieces import Pieces
+from tapeout.tasks.patching.sweeps.compiled import Pieces
+from tapeout.tasks.patching.sweeps.cuts import Anatomy
+from tapeout.tasks.patching.sweeps.groups import Job, job_of, read_nodes, taken_nodes
+from tapeout.tasks.patching.sweeps.subgraphs import ROWS
 from tapeout.tasks.patching.sweeps.variants import Cell, Variant, Variants
 
 _POSITIONS = 2048

@@ -1,6 +1,6 @@
 """A sweep: many variants of a model evaluated together, what they share once.
 
-A variant changes what is written to the residual stream at one of its cuts (see `anatomy`). The baseline
+A variant changes what is written to the residual stream at one of its cuts (see `cuts`). The baseline
 and the patch data are each run once, and the changes of all heads of a layer are made together (see
 `changes`). Then a variant on a prompt is a row like any other: it enters at its cut, over the prompt's
 stream there, and goes through the rest of the model beside all rows that have entered before. Positions
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tapeout.backends.devices import as_device
+from tapeout.backends.common.devices import as_device
 from tapeout.compiler.compile import DTYPES, builder, check_memory
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import check_values
@@ -26,15 +26,15 @@ from tapeout.compiler.measure import measure
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import DataError, TypeMismatchError, UnsupportedError
+from tapeout.models.parts.places import node_names
 from tapeout.tasks.patching.data import Data, check_rows, check_shapes, rows_of
-from tapeout.tasks.patching.places import node_names
-from tapeout.tasks.patching.sweeps.anatomy import Anatomy, anatomy
 from tapeout.tasks.patching.sweeps.cluster import run_on
-from tapeout.tasks.patching.sweeps.graphs import Values
-from tapeout.tasks.patching.sweeps.passage import Passage, values_on
-from tapeout.tasks.patching.sweeps.pieces import Pieces
+from tapeout.tasks.patching.sweeps.compiled import Pieces
+from tapeout.tasks.patching.sweeps.cuts import Anatomy, anatomy
+from tapeout.tasks.patching.sweeps.forward import Passage, values_on
 from tapeout.tasks.patching.sweeps.plan import Plan, Portions
 from tapeout.tasks.patching.sweeps.result import SweepResult, as_result
+from tapeout.tasks.patching.sweeps.subgraphs import Values
 from tapeout.tasks.patching.sweeps.variants import Cell, Variant, Variants, listed
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from tapeout.ir import Circuit
 from tapeout.ir.errors import DataError, MatchError
-from tapeout.tasks.patching.names import END, NameIn, NodeName, as_positions, parse_name, parse_site
-from tapeout.tasks.patching.places import find, node_names
+from tapeout.models.parts.names import END, NameIn, NodeName, as_positions, parse_name, parse_site
+from tapeout.models.parts.places import find, node_names
 
 With = Literal["patch", "zero", "mean"]
 """What a part takes instead of its value: its value on the patch data, zero, or its mean over the patch data."""

@@ -1,0 +1,1 @@
+"""Compiled circuits in files, and what certifies them."""

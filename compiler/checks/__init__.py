@@ -1,0 +1,1 @@
+"""Whether what was compiled computes what the reference does: comparing, bisecting, tolerances."""

@@ -1,0 +1,1 @@
+"""Circuits in folders that appear whole or not at all."""

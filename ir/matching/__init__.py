@@ -1,0 +1,1 @@
+"""Finding nodes: matchers, the states that walk down paths, searches."""

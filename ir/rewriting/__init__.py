@@ -1,0 +1,1 @@
+"""Circuits made from circuits: updates, expanders, casts, new bindings."""

@@ -1,0 +1,1 @@
+"""Circuits as text and back, as HTML, and the difference of two."""
