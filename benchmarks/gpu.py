@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -533,14 +534,16 @@ def table(result: dict[str, Any]) -> Iterator[str]:
 
 def _table_of_ways(name: str, part: Mapping[str, Any]) -> Iterator[str]:
     for batch, facts in part["batches"].items():
-        yield f"\n{name}, {batch} prompts: limit {facts['limit'] * 1e3:.3f} ms at {facts['flops a second'] / 1e12:.1f} TFLOP/s"  # fmt: skip
-        if facts["memory"]:
-            yield f"    memory {facts['memory']['measured'] / 1e6:.1f} MB, estimated {facts['memory']['estimated'] / 1e6:.1f}"  # fmt: skip
-        bar = facts["seconds"].get("by hand, captured") or facts["seconds"].get("by hand")
+        limit, rate, memory = facts["limit"], facts["flops a second"], facts["memory"]
+        yield f"\n{name}, {batch} prompts: limit {limit * 1e3:.3f} ms at {rate / 1e12:.1f} TFLOP/s"
+        if memory:
+            yield f"    memory {memory['measured'] / 1e6:.1f} MB, estimated {memory['estimated'] / 1e6:.1f}"
+        bar = facts["seconds"].get("by hand, captured") or facts["seconds"].get("by hand") or math.nan
         for way, seconds in facts["seconds"].items():
             error = facts["errors"][way]
             wrong = "" if error is None else f"{error:9.1e}"
-            yield f"    {way:28} {seconds * 1e3:9.3f} ms {seconds / facts['limit']:7.2f} x limit {seconds / bar:6.2f} x by hand {wrong}"  # fmt: skip
+            multiples = f"{seconds / limit:7.2f} x limit {seconds / bar:6.2f} x by hand"
+            yield f"    {way:28} {seconds * 1e3:9.3f} ms {multiples} {wrong}"
     yield from (f"    ! {note[:200]}" for note in part["notes"])
 
 

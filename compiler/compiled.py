@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 
 from tapeout.backends.common.cuda_graphs import CudaGraphs
-from tapeout.backends.common.devices import as_device
+from tapeout.backends.common.devices import as_device, failures_told, out_of_memory
 from tapeout.backends.common.numerics import Numerics
 from tapeout.backends.common.rows import joined, split_rows
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
+from tapeout.compiler.mapping import Progress, mapped
 from tapeout.ir import Circuit
 from tapeout.ir.errors import ModuleBindingError, UnsupportedError
 from tapeout.passes import PassRecord
@@ -87,16 +88,64 @@ class Compiled:
         Raises:
             ModuleBindingError, ShapeError, TypeMismatchError, DataError: for inputs that are wrong.
             UnsupportedError: if not even one row fits `max_memory`.
+            DeviceError: if the device fails, or has too little memory for half of the rows.
         """
         if unnamed:
             names = ", ".join(f"{each.name}=..." for each in self.inputs)
             raise ModuleBindingError("inputs were given without names", hint=f"name them: compiled({names})")
-        given = check_values(self.inputs, values, self.device)
-        if self.graphs is not None:
-            return self.graphs(*given)
+        return self.run(check_values(self.inputs, values, self.device))
+
+    def map(
+        self, /, chunk: int | None = None, progress: Progress | None = None, **values: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The value of every row of a dataset that lies on the CPU, in chunks that fit the device; see `mapped`.
+
+        Args:
+            chunk: rows that are computed at once; None for as many as fit.
+            progress: told how many rows are done.
+
+        Returns:
+            The value on the CPU, one row an entry of the dataset; a tuple if several circuits were compiled together.
+
+        Raises:
+            ModuleBindingError, ShapeError, TypeMismatchError, DataError: for inputs that are wrong.
+            UnsupportedError: without inputs, or if not even one row fits.
+            DeviceError: if the device runs out of memory even so.
+        """
+        out: torch.Tensor | tuple[torch.Tensor, ...] = mapped(
+            self, check_values(self.inputs, values, torch.device("cpu")), chunk, progress
+        )
+        return out
+
+    def run(self, given: Sequence[torch.Tensor]) -> Any:
+        """What a call does with values that were checked, in the order of the inputs.
+
+        Where memory runs out, it is tried once more in halves.
+        """
         rows = len(given[0]) if given else 1
-        part = rows if self.max_memory is None or not given else self.rows_within(self.max_memory, rows)
-        if part == rows:
+        with failures_told(self.device):
+            try:
+                if self.graphs is not None:
+                    return self.graphs(*given)
+                return self._in_parts(
+                    given, rows if self.max_memory is None else self.rows_within(self.max_memory, rows)
+                )
+            except torch.OutOfMemoryError:
+                pass  # outside of the handler, which would hold what the call had allocated
+            torch.cuda.empty_cache()
+            try:
+                if rows > 1:
+                    return self._in_parts(given, -(-rows // 2))
+            except torch.OutOfMemoryError:
+                pass
+        raise out_of_memory(
+            self.device,
+            self.cost(-(-rows // 2)).peak_bytes,
+            "give fewer rows, or compile with max_memory, which computes them in parts, or to bfloat16",
+        )
+
+    def _in_parts(self, given: Sequence[torch.Tensor], part: int) -> Any:
+        if not given or part >= len(given[0]):
             return self.executable(*given)
         return joined([self.executable(*each) for each in split_rows(given, part)])
 

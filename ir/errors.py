@@ -64,5 +64,9 @@ class DataError(TapeoutError):
     """A dataset that cannot be made or does not fit the model."""
 
 
+class DeviceError(TapeoutError):
+    """A device that has too little memory, or that failed."""
+
+
 class ArtefactError(TapeoutError):
     """A saved artefact that is missing, altered or of another version."""

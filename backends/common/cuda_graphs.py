@@ -5,7 +5,8 @@ graph was captured with, and the results are copied out, so that the next call d
 inputs has one size; it is captured when it is made a second time, since most are made once.
 
 The graphs of one object share a pool of memory: only one replay is under way at a time, and what it leaves has been
-copied out before the next one begins. Graphs and pool are freed with the object.
+copied out before the next one begins. The first call captures all buckets, the largest first, so that the smaller ones
+find their memory there. Graphs and pool are freed with the object.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ class CudaGraphs:
     def _replayed(self, values: Sequence[torch.Tensor], bucket: int, rows: int | None) -> Any:
         """The results of one replay, the first `rows` of them; None for all."""
         with self._one_at_a_time, torch.inference_mode(False), torch.no_grad(), cuda.device(self.device):
-            held = self.captured.get(bucket) or self._capture(values, bucket)
+            if bucket not in self.captured:
+                self._capture_all(values)
+            held = self.captured[bucket]
             if self._copied_out is not None:  # by the call before, perhaps on another stream
                 cuda.current_stream().wait_event(self._copied_out)
             for own, value in zip(held.given, values, strict=True):
@@ -105,7 +108,13 @@ class CudaGraphs:
             self._copied_out = cuda.current_stream().record_event()
             return results
 
-    def _capture(self, values: Sequence[torch.Tensor], bucket: int) -> Captured:
+    def _capture_all(self, values: Sequence[torch.Tensor]) -> None:
+        self._pool = self._pool or cuda.graph_pool_handle()
+        for bucket in reversed(self.buckets):
+            if bucket not in self.captured:
+                self.captured[bucket] = self._capture([value[:bucket] for value in filled_up(values, bucket)])
+
+    def _capture(self, values: Sequence[torch.Tensor]) -> Captured:
         """Records one call: after some calls on a stream of their own, in which libraries choose and allocate."""
         given = tuple(value.clone() for value in values)
         stream = cuda.Stream()
@@ -114,7 +123,6 @@ class CudaGraphs:
             for _ in range(_WARM_UPS):
                 self.executable(*given)
         cuda.current_stream().wait_stream(stream)
-        self._pool = self._pool or cuda.graph_pool_handle()
         graph = cuda.CUDAGraph()
         try:
             with cuda.graph(graph, pool=self._pool):
@@ -126,8 +134,7 @@ class CudaGraphs:
                 f"the call cannot be captured in a CUDA graph: {str(error).strip().splitlines()[0]}",
                 hint="compile without `batch`: nothing is captured then",
             ) from error
-        held = self.captured[bucket] = Captured(graph, given, results)
-        return held
+        return Captured(graph, given, results)
 
 
 def cloned(results: Any, rows: int | None) -> Any:

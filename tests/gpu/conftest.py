@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 import torch
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # two that write one package of Inductor's at once spoil it
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix=f"inductor-{worker}-")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

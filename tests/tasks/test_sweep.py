@@ -255,7 +255,7 @@ def test_rows_that_go_some_at_a_time_give_the_same(
     for variants in (of.heads_by_position(metric), of.edges(metric, positions=(-1,))):
         whole = sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy()
         with monkeypatch.context() as patched:
-            patched.setattr("tapeout.tasks.patching.sweeps.plan._POSITIONS", positions)
+            patched.setattr("tapeout.tasks.patching.sweeps.plan._POSITIONS", {"cpu": positions})
             parts = sweep(metric, variants, BASELINE, PATCH, **F64).to_numpy()
         assert np.nanmax(np.abs(parts - whole)) < 1e-12
 

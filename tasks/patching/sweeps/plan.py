@@ -18,10 +18,10 @@ from tapeout.tasks.patching.sweeps.groups import Job, job_of, read_nodes, taken_
 from tapeout.tasks.patching.sweeps.subgraphs import ROWS
 from tapeout.tasks.patching.sweeps.variants import Cell, Variant, Variants
 
-_POSITIONS = 2048
-"""Positions that go through a piece at once: enough for the products' full rate, few enough for the caches."""
+_POSITIONS = {"cpu": 2048, "cuda": 1 << 16}
+"""Positions that go through a piece at once: enough for products' full rate, few enough for a processor's caches."""
 
-_LIVE_BYTES = 1 << 28
+_LIVE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 """What the variants that are under way may take without a limit."""
 
 
@@ -187,8 +187,10 @@ class Plan:
         window = self.anatomy.length - start
         hidden = int(self.anatomy.cuts[0].node.shape[-1])  # type: ignore[arg-type]
         live = 3 * window * hidden * width
+        kind = "cuda" if pieces.device.type == "cuda" else "cpu"
+        most_live, positions = _LIVE_BYTES[kind], _POSITIONS[kind]
         if limit is None:
-            return Portions(prompts, max(1, _LIVE_BYTES // (prompts * live)), _POSITIONS)
+            return Portions(prompts, max(1, most_live // (prompts * live)), positions)
         weights = Cost.of([self.anatomy.root], 1, pieces.dtype).weight_bytes
         held = width * sum(elements(node, 1) for node in (*self.base_nodes(pieces), *self.taken_nodes()))
         held += width * sum(layer.heads for layer in self.anatomy.layers) * window * hidden  # what each head writes
@@ -205,7 +207,7 @@ class Plan:
         some = min(prompts, left // (2 * held))
         rows = max(1, left // 4 // row)
         return Portions(
-            some, max(1, min(_LIVE_BYTES, left // 4) // (some * live)), min(_POSITIONS, rows * self.anatomy.length)
+            some, max(1, min(most_live, left // 4) // (some * live)), min(positions, rows * self.anatomy.length)
         )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tapeout.backends.common.devices import as_device
+from tapeout.backends.common.devices import as_device, failures_told, free_memory, out_of_memory
 from tapeout.compiler.compile import DTYPES, builder, check_memory
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import check_values
@@ -44,6 +44,9 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 _RATE_ROWS = 1536
+
+_UNLIMITED = 1 << 40
+"""Bytes to begin with where nobody knows how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class Sweep:
             means and zeros.
         backend, dtype, device: see `compile`.
         max_memory: bytes that weights and values may take, by an estimate; fewer prompts and variants are then
-            computed at once. None for no limit.
+            computed at once. None for no limit but the free memory of a GPU.
         progress: told what is done.
 
     Attributes:
@@ -141,7 +144,8 @@ class Sweep:
         self.prompts = len(next(iter(self.baseline.values())))
         self.plan = Plan(self.variants, self.anatomy, self.baseline, self.patch)
         self.pieces = Pieces(self.anatomy, backend, self.dtype, self.device)
-        self.portions = self.plan.portions(self.pieces, self.prompts, max_memory)
+        self.limit = max_memory if max_memory is not None else free_memory(self.device)
+        self.portions = self.plan.portions(self.pieces, self.prompts, self.limit)
 
     def estimate(self) -> Estimate:
         """What `run` will take. Nothing is compiled and nothing computed, but for one product to see how fast it is."""
@@ -186,12 +190,28 @@ class Sweep:
 
         try:
             if client is None or not self.plan.entries:
-                self._run_here(keep)
+                self._run_within_memory(keep)
             else:
                 run_on(client, self, keep, folder)
         except KeyboardInterrupt:
             complete = False
         return as_result(self.variants, values, baseline, complete)
+
+    def _run_within_memory(self, keep: Callable[..., None]) -> None:
+        """Computes everything here; where memory runs out, once more with half of it."""
+        with failures_told(self.device):
+            try:
+                return self._run_here(keep)
+            except torch.OutOfMemoryError:
+                pass  # outside of the handler, which would hold what was allocated
+            torch.cuda.empty_cache()
+            self.limit = (self.limit or free_memory(self.device) or _UNLIMITED) // 2
+            self.portions = self.plan.portions(self.pieces, self.prompts, self.limit)
+            try:
+                return self._run_here(keep)
+            except torch.OutOfMemoryError:
+                pass
+        raise out_of_memory(self.device, self.limit, "give max_memory less than what is free, or compute in bfloat16")
 
     def _run_here(self, keep: Callable[..., None]) -> None:
         means = self._means(self.pieces)
@@ -207,18 +227,22 @@ class Sweep:
         out = copy(self)
         out.variants = replace(self.variants, cells={cell: self.variants.cells[cell] for cell in cells})
         out.plan = Plan(out.variants, self.anatomy, self.baseline, self.patch)
-        out.portions = out.plan.portions(self.pieces, self.prompts, self.max_memory)
+        out.portions = out.plan.portions(self.pieces, self.prompts, self.limit)
         return out
 
     def arguments(self) -> dict[str, Any]:
-        """What the sweep was made with, but for the circuit and who looks on."""
+        """What the sweep was made with, but for the circuit and who looks on; for other processes to make it again.
+
+        A worker of a cluster computes on the GPU that its process sees, whatever number it has here.
+        """
+        here = torch.device("cpu")
         return {
             "variants": self.variants,
-            "baseline": self.baseline,
-            "patch": self.patch,
+            "baseline": _on(here, self.baseline),
+            "patch": _on(here, self.patch),
             "backend": self.backend,
             "dtype": self.dtype,
-            "device": str(self.device),
+            "device": self.device.type,
             "max_memory": self.max_memory,
         }
 
