@@ -20,12 +20,15 @@ from tapeout.ir import Circuit
 from tapeout.ir.errors import ModuleBindingError, UnsupportedError
 from tapeout.passes import PassRecord
 
-CAPTURED = ("fx", "inductor")
-"""Backends whose calls on CUDA can be captured in CUDA graphs."""
-
 
 class Executable(Protocol):
-    """What a backend makes: something to call with tensors, and to move."""
+    """What a backend makes: something to call with tensors, and to move.
+
+    Attributes:
+        is_capturable: whether its calls on CUDA can be captured in CUDA graphs.
+    """
+
+    is_capturable: bool
 
     @property
     def source(self) -> str:
@@ -75,7 +78,7 @@ class Compiled:
     graphs: CudaGraphs | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.device.type != "cuda" or self.backend not in CAPTURED:
+        if self.device.type != "cuda" or not self.executable.is_capturable:
             return
         sizes = self.batch if self.inputs else (1,)
         fitting = [size for size in sizes if self.max_memory is None or self._fits(size, self.max_memory)]

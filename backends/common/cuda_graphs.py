@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -117,7 +118,7 @@ class CudaGraphs:
     def _capture(self, values: Sequence[torch.Tensor]) -> Captured:
         """Records one call: after some calls on a stream of their own, in which libraries choose and allocate."""
         given = tuple(value.clone() for value in values)
-        stream = cuda.Stream()
+        stream = _side_stream(self.device)
         stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):
             for _ in range(_WARM_UPS):
@@ -135,6 +136,12 @@ class CudaGraphs:
                 hint="compile without `batch`: nothing is captured then",
             ) from error
         return Captured(graph, given, results)
+
+
+@cache
+def _side_stream(device: torch.device) -> cuda.Stream:
+    """The stream of all warm-ups: libraries keep a workspace of tens of megabytes for each stream that they have seen."""
+    return cuda.Stream(device)
 
 
 def cloned(results: Any, rows: int | None) -> Any:

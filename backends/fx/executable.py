@@ -24,6 +24,8 @@ class FxExecutable:
         numerics: how its products are computed.
     """
 
+    is_capturable = True
+
     def __init__(self, module: fx.GraphModule, device: torch.device, numerics: Numerics = Numerics()) -> None:  # noqa: B008
         self.module = module
         self.device = device

@@ -67,6 +67,8 @@ def package(
 class AotExecutable:
     """A package that was loaded."""
 
+    is_capturable = False  # its runtime asks the device how far it is, which a capture forbids
+
     def __init__(self, path: Path, device: torch.device, numerics: Numerics) -> None:
         os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")
         self._run = _loaded(path)

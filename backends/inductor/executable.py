@@ -36,6 +36,8 @@ class InductorExecutable:
         numerics: how its products are computed.
     """
 
+    is_capturable = True
+
     def __init__(
         self,
         module: fx.GraphModule,

@@ -43,6 +43,8 @@ class OnnxExecutable:
         numerics: how its products are computed.
     """
 
+    is_capturable = False
+
     def __init__(
         self,
         model: onnx_ir.Model | None,

@@ -29,6 +29,8 @@ class TorchScriptExecutable:
         numerics: how its products are computed.
     """
 
+    is_capturable = False
+
     def __init__(
         self,
         script: torch.jit.ScriptModule,

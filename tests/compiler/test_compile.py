@@ -161,6 +161,7 @@ def test_expected_batch_sizes_are_no_limit(backend: str) -> None:
 
 def test_what_is_captured_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which batch sizes, of which backends; whether a capture works only a GPU can tell (tests/gpu)."""
+    scripted = compile(Scalar(1.0), "torchscript").executable
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     here = compile(Add(symbol(1, (3,), "x"), Scalar(1.0)), inputs=["x"], batch=[32, 2, 8])
     assert here.graphs is None
@@ -168,7 +169,7 @@ def test_what_is_captured_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert there.graphs is not None and there.graphs.buckets == (2, 8, 32)
     limited = replace(there, max_memory=there.cost(8).peak_bytes)
     assert limited.graphs is not None and limited.graphs.buckets == (2, 8)
-    for other in ({"max_memory": 1}, {"batch": ()}, {"backend": "torchscript"}, {"device": torch.device("cpu")}):
+    for other in ({"max_memory": 1}, {"batch": ()}, {"executable": scripted}, {"device": torch.device("cpu")}):
         assert replace(there, **other).graphs is None  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ from tolerances import assert_close
 
 from tapeout.backends.common.cuda_graphs import CudaGraphs
 from tapeout.compiler import Compiled, compile, compile_many, load
-from tapeout.ir import Array, Einsum, GeneralFunction, Symbol
+from tapeout.ir import Array, Einsum, Symbol, tanh
 from tapeout.ir.errors import DeviceError, TypeMismatchError, UnsupportedError
 from tapeout.tasks.ioi.circuit import bind_dataset
 from tapeout.tasks.ioi.experiment import run_ioi
@@ -187,9 +187,7 @@ def test_a_dataset_on_the_cpu_goes_through_in_chunks(batch: int | None) -> None:
 def test_a_call_that_does_not_fit_is_halved_and_then_told() -> None:
     x = Symbol.new_with_random_uuid((1 << 18,), "x")
     four = Array(torch.ones(4), "four")
-    compiled = compile(
-        GeneralFunction.tanh(Einsum.from_einsum_string("i,j->ij", x, four)).sum(), inputs=["x"], device="cuda:0"
-    )
+    compiled = compile(tanh(Einsum.from_einsum_string("i,j->ij", x, four)).sum(), inputs=["x"], device="cuda:0")
     values = {"x": torch.ones(512, 1 << 18, device="cuda")}
     expected, needed = compiled(**values), compiled.cost(512).peak_activation_bytes
     total = torch.cuda.get_device_properties(0).total_memory
