@@ -140,7 +140,7 @@ class CudaGraphs:
 
 @cache
 def _side_stream(device: torch.device) -> cuda.Stream:
-    """The stream of all warm-ups: libraries keep a workspace of tens of megabytes for each stream that they have seen."""
+    """The stream of all warm-ups: libraries keep a workspace of tens of megabytes for each stream that they see."""
     return cuda.Stream(device)
 
 

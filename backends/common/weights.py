@@ -40,6 +40,7 @@ class Weights:
         self.packed_bytes = 0
         self._moved: dict[tuple[Any, ...], torch.Tensor] = {}
         self._copies: dict[Circuit, torch.Tensor] = {}
+        self._moved_storages: set[int] = set()
 
     def value(self, node: Circuit) -> torch.Tensor | None:
         """The tensor of a constant seen through Index and Rearrange; None if the node is something else.
@@ -74,8 +75,18 @@ class Weights:
             return value
         key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
         if key not in self._moved:
-            self._moved[key] = value.to(device=self.device, dtype=target)
+            moved = self._moved[key] = value.to(device=self.device, dtype=target)
+            self._moved_storages.add(moved.untyped_storage().data_ptr())
         return self._moved[key]
+
+    def is_copy(self, value: torch.Tensor) -> bool:
+        """Whether the tensor lies in memory that a constant was copied to, because of its dtype or device."""
+        return value.untyped_storage().data_ptr() in self._moved_storages
+
+    def let_go(self) -> None:
+        """Forgets what was copied, so that memory which nothing else reads can be freed; nothing is added after it."""
+        self._moved.clear()
+        self._copies.clear()
 
 
 @dataclass(frozen=True, slots=True)

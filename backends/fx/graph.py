@@ -14,6 +14,7 @@ from tapeout.backends.common.precision import narrow_nodes, wide
 from tapeout.backends.common.program import Program
 from tapeout.backends.common.weights import Weights, unused
 from tapeout.backends.fx.attributes import Attributes, identifier
+from tapeout.backends.fx.fusing import fuse_products
 from tapeout.ir import Circuit, Scalar
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.ir.sizes import Shape, Size, SymbolicSize, format_shape
@@ -55,6 +56,11 @@ class Lowering:
         results = tuple(self.wide(root) for root in roots)
         self.graph.output(results[0] if len(results) == 1 else results)
         self.graph.eliminate_dead_code()
+        if self.weights.device.type == "cuda":
+            owners = {self.weights, self.narrow_weights}
+            for owner in owners:
+                owner.let_go()
+            fuse_products(self.graph, self.weights.tensors, tuple(owners))
         root = torch.nn.Module()
         self.weights.register(root)
         module = fx.GraphModule(root, self.graph, class_name="Circuit")  # takes over what the graph reads
