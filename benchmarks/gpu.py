@@ -39,7 +39,7 @@ from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent
 PREPARE, GRACE, MEASURE, ALL = 150, 60, 60, 470
-"""Seconds: in which parts begin with what they prepare, more in which they finish it, that one may measure, and for everything."""
+"""Seconds: in which parts begin what they prepare, more in which they finish it, that one may measure, for all."""
 
 _BUDGET, _ROUNDS = 1.0, (3, 30)
 """Seconds of rounds that a table may take, and how many rounds at least and at most."""

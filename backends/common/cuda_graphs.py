@@ -51,6 +51,8 @@ class CudaGraphs:
         UnsupportedError: for buckets that are no batch sizes, or a device that captures nothing.
     """
 
+    is_capturable = False  # a second time
+
     def __init__(self, executable: Any, buckets: Sequence[int], device: torch.device) -> None:
         if device.type != "cuda" or not cuda.is_available():
             raise UnsupportedError(

@@ -1,6 +1,7 @@
 """Products of one value with several weights, such as queries, keys and values, as one product and views of it.
 
-A GPU starts fewer and larger products. The weights are joined in one tensor that takes the place of the separate ones;
+A GPU starts fewer and larger products. Products that widen the value, such as an MLP's, fill it by themselves, and their
+results would be kept together longer than they are needed. The weights are joined in one tensor that takes the place of the separate ones;
 only weights that were copied to the device anyway are joined, so that no weight is held twice. On the CPU one large
 product was measured no faster than three.
 """
@@ -48,14 +49,16 @@ def fuse_products(graph: fx.Graph, tensors: dict[str, torch.Tensor], owners: Seq
 
 
 def _groups(graph: fx.Graph, tensors: dict[str, torch.Tensor], owners: Sequence[Weights]) -> list[list[fx.Node]]:
-    """Products of one value, two or more, whose weights are copies that nothing else reads."""
+    """Products of one value, two or more, that do not widen it, whose weights are copies that nothing else reads."""
     groups: dict[object, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.target is not F.linear:
             continue
         value, weight, bias = node.args
         tensor = tensors.get(_target(weight))
-        if tensor is not None and len(weight.users) == 1 and any(owner.is_copy(tensor) for owner in owners):
+        if tensor is None or len(weight.users) > 1 or tensor.shape[0] > tensor.shape[1]:
+            continue
+        if any(owner.is_copy(tensor) for owner in owners):
             groups.setdefault((value, bias is None), []).append(node)
     return [group for group in groups.values() if len(group) > 1]
 

