@@ -1,9 +1,9 @@
 """Products of one value with several weights, such as queries, keys and values, as one product and views of it.
 
-A GPU starts fewer and larger products. Products that widen the value, such as an MLP's, fill it by themselves, and their
-results would be kept together longer than they are needed. The weights are joined in one tensor that takes the place of the separate ones;
-only weights that were copied to the device anyway are joined, so that no weight is held twice. On the CPU one large
-product was measured no faster than three.
+A GPU starts fewer and larger products. Products that widen the value, such as an MLP's, fill it by themselves, and
+their results would be kept together longer than they are needed. The weights are joined in one tensor that takes the
+place of the separate ones; only weights that were copied to the device anyway are joined, so that no weight is held
+twice. On the CPU one large product was measured no faster than three.
 """
 
 from __future__ import annotations
