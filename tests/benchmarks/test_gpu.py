@@ -39,7 +39,7 @@ def test_what_fails_costs_the_rest_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TAPEOUT_DEBUG", "planted")
     done, results = rehearse(tmp_path, "--only", "sweeps", "--only", "tests")
     assert done.returncode == 1
-    assert results["parts"]["sweeps"]["lost"] == "failed to prepare"
+    assert results["parts"]["sweeps"]["lost"] == "failed to measure"
     assert any("TAPEOUT_DEBUG holds planted" in line for line in results["parts"]["sweeps"]["said"])
     assert "passed" in results["parts"]["tests"]
     assert "TAPEOUT_DEBUG holds planted" in done.stdout
