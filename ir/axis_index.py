@@ -133,7 +133,8 @@ def indexed_size(index: AxisIndex, size: Size, what: str) -> Size | None:
             raise _out_of_range(index, size, what)
         return None
     if isinstance(index, Picks):
-        low, high = (int(index.values.min()), int(index.values.max())) if len(index.values) else (0, -1)
+        entries = index.values.tolist()
+        low, high = (min(entries), max(entries)) if entries else (0, -1)
         if isinstance(size, int) and len(index.values) and not (-size <= low and high < size):
             raise _out_of_range(index, size, what)
         return len(index.values)

@@ -24,6 +24,9 @@ from torch import cuda
 from tapeout.backends.common.rows import filled_up, joined, split_rows
 from tapeout.ir.errors import UnsupportedError
 
+CAPTURES = "cuda"
+"""The type of devices that capture."""
+
 _WARM_UPS = 3
 
 Run = Callable[..., Any]
@@ -54,7 +57,7 @@ class CudaGraphs:
     is_capturable = False  # a second time
 
     def __init__(self, executable: Any, buckets: Sequence[int], device: torch.device) -> None:
-        if device.type != "cuda" or not cuda.is_available():
+        if device.type != CAPTURES or not cuda.is_available():
             raise UnsupportedError(
                 f"CUDA graphs need a CUDA device, and {device} is none", hint="call the executable itself"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Hashable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -73,15 +73,15 @@ class Weights:
         target = self.dtype if value.is_floating_point() else value.dtype
         if value.dtype is target and value.device == self.device:
             return value
-        key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        key = place_of(value)
         if key not in self._moved:
             moved = self._moved[key] = value.to(device=self.device, dtype=target)
-            self._moved_storages.add(moved.untyped_storage().data_ptr())
+            self._moved_storages.add(_storage(moved))
         return self._moved[key]
 
     def is_copy(self, value: torch.Tensor) -> bool:
         """Whether the tensor lies in memory that a constant was copied to, because of its dtype or device."""
-        return value.untyped_storage().data_ptr() in self._moved_storages
+        return _storage(value) in self._moved_storages
 
     def let_go(self) -> None:
         """Forgets what was copied, so that memory which nothing else reads can be freed; nothing is added after it."""
@@ -153,6 +153,16 @@ def is_view(node: Circuit) -> bool:
     return _same_memory(_seen(node, array.value), array.value)
 
 
+def place_of(value: torch.Tensor) -> tuple[Hashable, ...]:
+    """What two tensors share that are one view of one memory, while one of them lives."""
+    return (_storage(value), value.storage_offset(), tuple(value.shape), value.stride(), value.dtype)
+
+
+def _storage(value: torch.Tensor) -> int:
+    """What tells memories apart; its address would not tell those of fake tensors."""
+    return int(value.untyped_storage()._cdata)
+
+
 def _seen(node: Circuit, value: torch.Tensor) -> torch.Tensor:
     """What a node sees of an array's value."""
     for each in reversed(_chain(node)):
@@ -191,4 +201,4 @@ def _picks(node: Index) -> bool:
 
 
 def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return _storage(one) == _storage(other)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tapeout.backends.common.weights import Weights, unused
+from tapeout.backends.common.weights import Weights, place_of, unused
 
 _NO_WORD = re.compile(r"\W+", re.ASCII)  # TorchScript reads no other letters
 _NO_NAMES = frozenset(
@@ -39,7 +39,7 @@ class Attributes(Weights):
 
         A new one, called after `name`, for memory (or content) not seen before.
         """
-        key: tuple[Any, ...] = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        key = place_of(value)
         if content is not None:
             key = (content,)
         if key not in self._names:

@@ -117,10 +117,11 @@ class Lowering:
         """A number as an operand; what is none (infinite) is a constant, since TorchScript cannot write it."""
         return value if math.isfinite(value) else self.filled(value, ())
 
-    def positions(self, values: torch.Tensor) -> fx.Node:
+    def positions(self, values: Sequence[int]) -> fx.Node:
         """The graph's node for constant positions along an axis; equal ones are held once."""
-        content = "positions " + ",".join(map(str, values.tolist()))
-        return self._attribute(self.weights.add(values.to(self.weights.device), "positions", content))
+        content = "positions " + ",".join(map(str, values))
+        held = torch.tensor(values, dtype=torch.int64, device=self.weights.device)
+        return self._attribute(self.weights.add(held, "positions", content))
 
     def signs(self, half: int) -> fx.Node:
         """The graph's node for -1 and then 1, each `half` times; held once."""

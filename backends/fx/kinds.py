@@ -23,7 +23,7 @@ from tapeout.ir import (
     Scalar,
     Scatter,
 )
-from tapeout.ir.axis_index import Picks, Span
+from tapeout.ir.axis_index import Picks, Span, positions
 from tapeout.ir.nodes.kernels import Linear
 
 
@@ -68,8 +68,8 @@ def _index(low: Lowering, node: Index) -> fx.Node:
             value = low.call(torch.select, value, axis, item)
             continue
         if isinstance(item, Picks):
-            positions = item.values % int(size)  # type: ignore[arg-type]
-            value = low.call(torch.index_select, value, axis, low.positions(positions))
+            taken = positions(item, int(size), repr(node))  # type: ignore[arg-type]
+            value = low.call(torch.index_select, value, axis, low.positions(taken))
         elif isinstance(item, Span) and not item.is_full:
             start, stop = item.bounds(int(size))  # type: ignore[arg-type]
             value = low.call(torch.narrow, value, axis, start, stop - start)
@@ -91,19 +91,13 @@ def _scatter(low: Lowering, node: Scatter) -> fx.Node:
             shape.insert(axis, 1)
         if isinstance(item, Span) and item.is_full:
             continue
-        positions = _positions(item, int(size))
+        taken = positions(item, int(size), repr(node))
         shape[axis] = size
         zeros = low.call(
             torch.zeros, tuple(low.size(s) for s in shape), dtype=low.dtype_of(node), device=low.weights.device
         )
-        value = low.call(torch.index_copy, zeros, axis, low.positions(positions), value)
+        value = low.call(torch.index_copy, zeros, axis, low.positions(taken), value)
     return value
-
-
-def _positions(item: int | Span | Picks, size: int) -> torch.Tensor:
-    if isinstance(item, Picks):
-        return item.values % size
-    return torch.arange(*item.bounds(size)) if isinstance(item, Span) else torch.tensor([item % size])
 
 
 def _function(low: Lowering, node: GeneralFunction) -> fx.Node:
