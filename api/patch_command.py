@@ -58,6 +58,7 @@ def patch(
     max_memory: Annotated[
         float | None, typer.Option(help="GB that weights and values may take; less is then computed at once.")
     ] = None,
+    tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU, faster products with errors near 1e-3.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that this command wrote.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -89,6 +90,7 @@ def patch(
             dtype=dtype,
             device=device,
             max_memory=limit,
+            tf32=tf32,
             planned=None if as_json else _say_estimate,
             progress=notify,
         )

@@ -128,6 +128,7 @@ def run_patch(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     max_memory: int | None = None,
+    tf32: bool = False,
     planned: Callable[[Estimate], None] | None = None,
     progress: Progress | None = None,
 ) -> PatchResult:
@@ -144,7 +145,7 @@ def run_patch(
         n: prompts.
         prompt_type: see `IOIDataset`.
         seed: of the prompts.
-        backend, dtype, device, max_memory: see `Sweep`.
+        backend, dtype, device, max_memory, tf32: see `Sweep`.
         planned: told what the sweep will take, before it runs.
         progress: see `Progress`.
 
@@ -175,7 +176,7 @@ def run_patch(
     metric = logit_diff_circuit(split)
     job = Sweep(
         metric, make(metric, chosen), baseline, {"tokens": patch.prompts_toks}, backend=backend, dtype=dtype,
-        device=where, max_memory=max_memory, progress=notify,
+        device=where, max_memory=max_memory, tf32=tf32, progress=notify,
     )  # fmt: skip
     estimate = job.estimate()
     if planned is not None:

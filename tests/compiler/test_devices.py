@@ -165,9 +165,11 @@ def test_cuda_is_the_current_device_by_its_number(monkeypatch: pytest.MonkeyPatc
 
 def test_what_a_worker_of_a_cluster_gets_lies_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = difference(by_head_and_position(gpt2(), 5))
-    planned = Sweep(metric, heads(metric), data(3), {"tokens": data(3)["tokens"].flip(0)})
+    planned = Sweep(metric, heads(metric), data(3), {"tokens": data(3)["tokens"].flip(0)}, tf32=True)
     monkeypatch.setattr(planned, "device", torch.device("cuda", 3))
     arguments = planned.arguments()
+    assert planned.numerics == Numerics(tf32=True)
+    assert (arguments["tf32"], arguments["deterministic"]) == (True, False)
     assert arguments["device"] == "cuda"  # the one that the worker sees
     assert all(value.device.type == "cpu" for name in ("baseline", "patch") for value in arguments[name].values())
     assert pickle.loads(pickle.dumps(arguments["baseline"]))["tokens"].shape == (3, 5)

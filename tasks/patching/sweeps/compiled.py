@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.common.numerics import Numerics
 from tapeout.backends.common.program import Program
 from tapeout.compiler.compile import builder
 from tapeout.compiler.compiled import Executable
@@ -49,7 +50,9 @@ class Part:
         if self._executable is None:
             build = builder(self.pieces.backend)
             origins, dtype, device = self.pieces.anatomy.origins, self.pieces.dtype, self.pieces.device
-            self._executable, _ = build(Program(self.roots, self.inputs, origins, dtype, device))
+            numerics = self.pieces.numerics
+            program = Program(self.roots, self.inputs, origins, dtype, device, numerics=numerics)
+            self._executable, _ = build(program)
         return self._executable(*values)
 
     def _sizes(self, values: Sequence[torch.Tensor]) -> dict[str, int]:
@@ -72,15 +75,23 @@ class Pieces:
 
     Args:
         anatomy: the circuit.
-        backend, dtype, device: see `compile`; on the device "meta" nothing is computed.
+        backend, dtype, device: see `compile`, and `numerics`: how products are computed; on the device "meta" nothing is computed.
 
     Attributes:
         flops: the floating-point operations of all calls so far, by the count of `Cost`.
         calls: how many calls there were.
     """
 
-    def __init__(self, anatomy: Anatomy, backend: str, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        backend: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        numerics: Numerics = Numerics(),  # noqa: B008
+    ) -> None:
         self.anatomy, self.backend, self.dtype, self.device = anatomy, backend, dtype, device
+        self.numerics = numerics
         self.flops = self.calls = 0
         self._made: dict[object, Any] = {}
 

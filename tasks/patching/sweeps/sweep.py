@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tapeout.backends.common.devices import as_device, failures_told, free_memory, out_of_memory
+from tapeout.backends.common.numerics import Numerics
 from tapeout.compiler.compile import DTYPES, builder, check_memory
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import check_values
@@ -83,7 +84,7 @@ class Sweep:
         baseline: the data of the run that is changed: `tokens` [N, SEQ] and `labels` [N, 2], or an IOIDataset.
         patch: the data that values are taken from, row i for row i of the baseline; by default the baseline, for
             means and zeros.
-        backend, dtype, device: see `compile`.
+        backend, dtype, device, tf32, deterministic: see `compile`.
         max_memory: bytes that weights and values may take, by an estimate; fewer prompts and variants are then
             computed at once. None for no limit but the free memory of a GPU.
         progress: told what is done.
@@ -114,13 +115,17 @@ class Sweep:
         dtype: str | torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         max_memory: int | None = None,
+        tf32: bool = False,
+        deterministic: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.circuit, self.max_memory = circuit, max_memory
         self.variants = variants if isinstance(variants, Variants) else listed(variants)
         self.backend, self.dtype, self.device = backend, as_dtype(dtype), as_device(device)
+        self.numerics = Numerics(tf32, deterministic)
         builder(backend)
         check_memory(max_memory)
+        self.numerics.check(self.device)
         if self.dtype not in DTYPES:
             raise TypeMismatchError(f"cannot compute in {self.dtype}", hint="use float32, float64 or bfloat16")
         self.baseline = _on(self.device, check_rows(circuit, baseline))
@@ -143,7 +148,7 @@ class Sweep:
             check_values(self.anatomy.inputs, data, self.device)
         self.prompts = len(next(iter(self.baseline.values())))
         self.plan = Plan(self.variants, self.anatomy, self.baseline, self.patch)
-        self.pieces = Pieces(self.anatomy, backend, self.dtype, self.device)
+        self.pieces = Pieces(self.anatomy, backend, self.dtype, self.device, self.numerics)
         self.limit = max_memory if max_memory is not None else free_memory(self.device)
         self.portions = self.plan.portions(self.pieces, self.prompts, self.limit)
 
@@ -199,7 +204,7 @@ class Sweep:
 
     def _run_within_memory(self, keep: Callable[..., None]) -> None:
         """Computes everything here; where memory runs out, once more with half of it."""
-        with failures_told(self.device):
+        with failures_told(self.device), self.numerics.applied(self.device):
             try:
                 return self._run_here(keep)
             except torch.OutOfMemoryError:
@@ -243,6 +248,8 @@ class Sweep:
             "backend": self.backend,
             "dtype": self.dtype,
             "device": self.device.type,
+            "tf32": self.numerics.tf32,
+            "deterministic": self.numerics.deterministic,
             "max_memory": self.max_memory,
         }
 
