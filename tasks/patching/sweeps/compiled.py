@@ -75,7 +75,8 @@ class Pieces:
 
     Args:
         anatomy: the circuit.
-        backend, dtype, device: see `compile`, and `numerics`: how products are computed; on the device "meta" nothing is computed.
+        backend, dtype, device: see `compile`; on the device "meta" nothing is computed.
+        numerics: how products are computed.
 
     Attributes:
         flops: the floating-point operations of all calls so far, by the count of `Cost`.
