@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tapeout.backends.common.devices import as_device
-from tapeout.compiler.compile import BACKENDS
+from tapeout.compiler.backends import BACKENDS
 from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tapeout.compiler.backends import BACKENDS
 from tapeout.compiler.checks.bisect import REFERENCE, Parting, bisect
 from tapeout.compiler.checks.compare import Compared, Comparison
 from tapeout.compiler.checks.compare import compare as compare_circuit
 from tapeout.compiler.checks.peers import rust_circuit_peer
-from tapeout.compiler.compile import BACKENDS
 from tapeout.ir.errors import DataError
 from tapeout.json_output import json_text
 from tapeout.options import AsJson, Length, Model, Prompts, Seed

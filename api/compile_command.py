@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tapeout.compiler import compile as compile_circuit
-from tapeout.compiler.artefacts.artefact import check_target
+from tapeout.compiler.saving import check_target
 from tapeout.json_output import json_text
 from tapeout.models import circuit_of, split_circuit
 from tapeout.models.checkpoint import load_checkpoint

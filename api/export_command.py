@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from tapeout.compiler.artefacts.artefact import check_target
 from tapeout.compiler.artefacts.export import export as export_circuit
+from tapeout.compiler.saving import check_target
 from tapeout.json_output import json_text
 from tapeout.options import AsJson, Dtype, Force, Length, Model, Out
 from tapeout.progress import progress_line

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tapeout.compiler.artefacts.artefact import CIRCUITS
+from tapeout.compiler.saving import CIRCUITS
 from tapeout.ir import Array, Circuit, Matcher, PrintOptions, Regex, circuit_text, new_traversal, postorder
 from tapeout.ir.errors import MatchError
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from functools import partial
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,28 +10,14 @@ import torch
 from tapeout.backends.common.devices import as_device
 from tapeout.backends.common.numerics import Numerics
 from tapeout.backends.common.program import Program
-from tapeout.backends.onnx import OnnxOptions
-from tapeout.compiler.compiled import Compiled, Executable
+from tapeout.compiler.backends import BackendOptions, builder
+from tapeout.compiler.compiled import Compiled
 from tapeout.compiler.config import from_environment
 from tapeout.compiler.inputs import find_inputs
 from tapeout.compiler.optimise import already_run, optimise
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError
-
-Builder = Callable[[Program], tuple[Executable, int]]
-"""What makes an executable: a backend's `build`, which also gives the bytes of weights copied."""
-
-BACKENDS = {
-    "fx": "tapeout.backends.fx.executable",
-    "torchscript": "tapeout.backends.torchscript.executable",
-    "inductor": "tapeout.backends.inductor.executable",
-    "onnx": "tapeout.backends.onnx.executable",
-}
-"""For every backend the module that holds its `build`, its `load` if it saves a model, and its `Options` if any."""
-
-BackendOptions = OnnxOptions
-"""What a backend can be told: a dataclass of its own."""
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -123,21 +106,7 @@ def compile_many(
     except Exception as error:
         error.add_note(f"in lowering to {backend}; {already_run(optimised.records)}")
         raise
-    return Compiled(
-        backend,
-        executable,
-        tuple(found),
-        optimised.roots,
-        optimised.origins,
-        tuple(optimised.records),
-        kind,
-        where,
-        packed,
-        max_memory,
-        sizes,
-        optimised.order,
-        numerics,
-    )
+    return Compiled(backend, executable, program, tuple(found), tuple(optimised.records), packed, max_memory, sizes)
 
 
 def check_memory(max_memory: object) -> None:
@@ -160,30 +129,3 @@ def batch_sizes(batch: int | Sequence[int] | None) -> tuple[int, ...]:
             f"batch={batch!r} is no size of a batch", hint="give a positive number or several: [1, 32]"
         )
     return tuple(sorted(set(given)))
-
-
-def builder(backend: str, options: BackendOptions | Mapping[str, Any] | None = None) -> Builder:
-    if backend not in BACKENDS:
-        raise UnsupportedError(f"there is no backend {backend!r}", hint=f"there are {', '.join(BACKENDS)}")
-    module = import_module(BACKENDS[backend])
-    known = getattr(module, "Options", None)
-    if known is None:
-        if options is not None:
-            raise UnsupportedError(f"the backend {backend} has no options", hint="leave them out")
-        return module.build  # type: ignore[no-any-return]
-    return partial(module.build, options=read_options(known, options))
-
-
-def read_options(kind: type[BackendOptions], given: BackendOptions | Mapping[str, Any] | None) -> BackendOptions:
-    """A backend's options, of what may be given for them.
-
-    Raises:
-        UnsupportedError: for one that is not there, or a value that it cannot have.
-    """
-    if isinstance(given, kind):
-        return given
-    names = [field.name for field in fields(kind)]
-    if given is None or (isinstance(given, Mapping) and set(given) <= set(names)):
-        return kind(**(given or {}))
-    unknown = sorted(set(given) - set(names)) if isinstance(given, Mapping) else [type(given).__name__]
-    raise UnsupportedError(f"no such options: {', '.join(unknown)}", hint=f"there are {', '.join(names)}")

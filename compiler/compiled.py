@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from tapeout.backends.common.cuda_graphs import CudaGraphs
 from tapeout.backends.common.devices import as_device, failures_told, out_of_memory
-from tapeout.backends.common.numerics import Numerics
+from tapeout.backends.common.executable import Executable
+from tapeout.backends.common.program import Program
 from tapeout.backends.common.rows import joined, split_rows
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import Input, check_values
 from tapeout.compiler.mapping import Progress, mapped
-from tapeout.ir import Circuit
+from tapeout.compiler.saving import save
+from tapeout.ir import Circuit, postorder
+from tapeout.ir.dtypes import dtype_name
 from tapeout.ir.errors import ModuleBindingError, UnsupportedError
 from tapeout.passes import PassRecord
-
-
-class Executable(Protocol):
-    """What a backend makes: something to call with tensors, and to move.
-
-    Attributes:
-        is_capturable: whether its calls on CUDA can be captured in CUDA graphs.
-    """
-
-    is_capturable: bool
-
-    @property
-    def source(self) -> str:
-        """What runs, as code to read."""
-
-    def __call__(self, *values: torch.Tensor) -> Any:
-        """The roots' values: one tensor, or a tuple of them."""
-
-    def to(self, device: torch.device) -> Executable:
-        """The same on another device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +31,23 @@ class Compiled:
     Attributes:
         backend: what runs it.
         executable: what the backend made; `executable.module` is the torch module where there is one.
+        program: what it was made of: the optimised circuits, and how they run.
         inputs: the inputs.
-        roots: the optimised circuits.
-        origins: names for their nodes.
         passes: the execution passes that ran.
-        dtype: the dtype of floating values.
-        device: where it runs.
         packed_bytes: copies of weights in another layout.
         max_memory: bytes that a call may take; None for no limit.
         batch: batch sizes that calls are expected to have, ascending.
-        order: the nodes in the order of evaluation; None for `postorder`.
-        numerics: how products are computed.
         graphs: on CUDA the calls of these sizes, or the one without inputs, captured; None where nothing is captured.
     """
 
     backend: str
     executable: Executable
+    program: Program
     inputs: tuple[Input, ...]
-    roots: tuple[Circuit, ...]
-    origins: Mapping[Circuit, str]
     passes: tuple[PassRecord, ...]
-    dtype: torch.dtype
-    device: torch.device
     packed_bytes: int = 0
     max_memory: int | None = None
     batch: tuple[int, ...] = ()
-    order: tuple[Circuit, ...] | None = field(default=None, repr=False)
-    numerics: Numerics = Numerics()  # noqa: RUF009 (immutable)
     graphs: CudaGraphs | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -153,13 +126,33 @@ class Compiled:
         return joined([self.executable(*each) for each in split_rows(given, part)])
 
     @property
+    def roots(self) -> tuple[Circuit, ...]:
+        """The optimised circuits."""
+        return tuple(self.program.roots)
+
+    @property
+    def origins(self) -> Mapping[Circuit, str]:
+        """Names for their nodes."""
+        return self.program.origins
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of floating values."""
+        return self.program.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.program.device
+
+    @property
     def source(self) -> str:
         """What runs, as code to read."""
         return self.executable.source
 
     def cost(self, batch: int = 1) -> Cost:
         """What one call on that many rows costs."""
-        return Cost.of(self.roots, batch, self.dtype, self.packed_bytes, self.order)
+        return Cost.of(self.roots, batch, self.dtype, self.packed_bytes, self.program.order)
 
     def rows_within(self, memory: int, rows: int) -> int:
         """How many of `rows` rows can be computed at once in so many bytes, by the estimate of `cost`.
@@ -188,10 +181,10 @@ class Compiled:
             UnsupportedError: for one that is not here, or that the backend does not run on.
         """
         where = as_device(device)
-        return replace(self, executable=self.executable.to(where), device=where)
+        return replace(self, executable=self.executable.to(where), program=replace(self.program, device=where))
 
     def save(self, path: str | Path, force: bool = False) -> None:
-        """Writes it to a folder that `tapeout.compiler.load` reads; see `tapeout.compiler.artefacts.artefact`.
+        """Writes it to a folder that `tapeout.compiler.load` reads; see `tapeout.compiler.saving`.
 
         The folder appears whole or not at all: an interrupted save leaves what was there.
 
@@ -204,9 +197,25 @@ class Compiled:
             LoweringError: if it cannot be compiled ahead of time (inductor).
             UnsupportedError: for a backend that cannot be saved.
         """
-        from tapeout.compiler.artefacts.artefact import save
+        save(Path(path), self.backend, self.executable, self.roots, self.manifest(), force)
 
-        save(self, path, force)
+    def manifest(self) -> dict[str, Any]:
+        """What an artefact's manifest says of it, as JSON's types."""
+        order = list(postorder(*self.roots))
+        options = getattr(self.executable, "options", None)
+        return {
+            "dtype": dtype_name(self.dtype),
+            "device": str(self.device),
+            "inputs": [each.to_json() for each in self.inputs],
+            "outputs": len(self.roots),
+            "max_memory": self.max_memory,
+            "batch": list(self.batch),
+            "packed_bytes": self.packed_bytes,
+            "numerics": asdict(self.program.numerics),
+            "options": None if options is None else asdict(options),
+            "passes": [asdict(each) for each in self.passes],
+            "origins": [[i, self.origins[node]] for i, node in enumerate(order) if node in self.origins],
+        }
 
     def __repr__(self) -> str:
         names = ", ".join(each.name for each in self.inputs)

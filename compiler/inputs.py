@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid5
 
 import torch
@@ -20,7 +21,7 @@ from tapeout.ir import (
     nodes_below,
     postorder,
 )
-from tapeout.ir.dtypes import dtype_name
+from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import DataError, MatchError, ModuleBindingError, ShapeError, TypeMismatchError
 from tapeout.ir.gc_pause import without_gc
 from tapeout.ir.nodes.functions import GenIndex
@@ -52,6 +53,26 @@ class Input:
     @property
     def dtype(self) -> torch.dtype:
         return self.batched.torch_dtype or torch.float32
+
+    def to_json(self) -> dict[str, Any]:
+        """The input as JSON's types; `from_json` reads them."""
+        return {
+            "name": self.name,
+            "dtype": dtype_name(self.dtype),
+            "row_shape": [int(size) for size in self.symbol.shape],  # type: ignore[arg-type]
+            "limit": self.below,
+            "symbol": str(self.symbol.uuid),
+            "batched": str(self.batched.uuid),
+        }
+
+    @staticmethod
+    def from_json(entry: Mapping[str, Any]) -> Input:
+        """The input that `to_json` wrote."""
+        shape, dtype = tuple(map(int, entry["row_shape"])), as_dtype(entry["dtype"])
+        name, limit = str(entry["name"]), entry["limit"]
+        symbol = Symbol(shape, UUID(entry["symbol"]), name, dtype)
+        batched = Symbol((BATCH, *shape), UUID(entry["batched"]), name, dtype)
+        return Input(name, symbol, batched, None if limit is None else int(limit))
 
 
 @without_gc

@@ -1,6 +1,6 @@
 """A backend with a bug, to see that it is found: fx, but nodes of one origin come out one percent too large.
 
-monkeypatch.setitem(BACKENDS, "faulty", "faulty"); monkeypatch.setattr(faulty, "WRONG", "a1")
+monkeypatch.setitem(BACKENDS, "faulty", Backend("faulty")); monkeypatch.setattr(faulty, "WRONG", "a1")
 """
 
 from __future__ import annotations

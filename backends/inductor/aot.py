@@ -1,7 +1,7 @@
 """Ahead-of-time packages: the compiled code and the weights in one file, run without a compiler.
 
 A package checks nothing: a longer prompt gives a wrong shape, int32 tokens are read as int64. Whoever calls
-it checks first, as `tapeout.compiler.artefacts.run_artefact` does.
+it checks first, as `tapeout.compiler.run_artefact` does.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class AotExecutable:
 
     is_capturable = False  # its runtime asks the device how far it is, which a capture forbids
 
-    def __init__(self, path: Path, device: torch.device, numerics: Numerics) -> None:
+    def __init__(self, path: Path, device: torch.device, numerics: Numerics = Numerics()) -> None:  # noqa: B008
         os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")
         self._run = _loaded(path)
         self._device, self._numerics = device, numerics

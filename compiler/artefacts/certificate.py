@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from tapeout.compiler.artefacts.artefact import load
-from tapeout.compiler.artefacts.run_artefact import MANIFEST, fingerprint, seal
 from tapeout.compiler.checks.reference import in_dtype, in_parts
 from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation, number
 from tapeout.compiler.compiled import Compiled
+from tapeout.compiler.run_artefact import MANIFEST, fingerprint, seal
 from tapeout.ir import Circuit, circuit_text
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError

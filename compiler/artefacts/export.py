@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from tapeout.compiler.artefacts import artefact
 from tapeout.compiler.artefacts.certificate import ARTEFACT, CERTIFICATE, INPUTS, OUTPUTS, REFERENCE, write_certificate
+from tapeout.compiler.backends import BACKENDS
 from tapeout.compiler.checks.reference import Progress, in_dtype, in_parts, reference_values, silent
 from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation
 from tapeout.compiler.compile import compile
 from tapeout.compiler.compiled import Compiled
 from tapeout.compiler.inputs import Input
+from tapeout.compiler.saving import check_target, save
 from tapeout.ir import Circuit
 from tapeout.ir.dtypes import as_dtype, dtype_name
 from tapeout.ir.errors import ArtefactError, DataError, UnsupportedError
@@ -99,7 +100,7 @@ def export(
             f"inputs are a {type(inputs).__name__}", hint='give their values, which are recorded: {"tokens": [N, SEQ]}'
         )
     target, kind = Path(path), as_dtype(dtype)
-    artefact.check_target(target.resolve(), force)
+    check_target(target.resolve(), force)
     notify = progress or silent
     (reference,) = reference_values([circuit], inputs, progress)
     backend = FORMATS[format].backend
@@ -119,7 +120,7 @@ def export(
         (folder / README).write_text(page, encoding="utf-8")
 
     notify(f"writing {target}", 0, 0)
-    artefact.save(compiled, target, force, beside)
+    save(target, compiled.backend, compiled.executable, compiled.roots, compiled.manifest(), force, beside)
     return certificates[0]
 
 
@@ -140,7 +141,7 @@ def readme(name: str, format: str, compiled: Compiled, certificate: Mapping[str,
     """The page for people: what is in the folder, and how to run it without tapeout."""
     made = FORMATS[format]
     errors = certificate["errors"]
-    model = artefact.MODELS[compiled.backend]
+    model = BACKENDS[compiled.backend].model
     lines = [
         f"# {name}",
         "",

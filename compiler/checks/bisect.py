@@ -11,9 +11,9 @@ import torch
 
 from tapeout.backends.common.program import Program
 from tapeout.backends.reference import evaluate_many
+from tapeout.compiler.backends import builder
 from tapeout.compiler.checks.reference import in_dtype
 from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation, number
-from tapeout.compiler.compile import builder
 from tapeout.compiler.config import from_environment
 from tapeout.compiler.inputs import Input, check_values, find_inputs
 from tapeout.compiler.optimise import Optimised, optimise

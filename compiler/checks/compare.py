@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from tapeout.compiler.backends import BACKENDS
 from tapeout.compiler.checks.peers import Peer
 from tapeout.compiler.checks.reference import Progress, in_dtype, reference_values, silent
 from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation, number
-from tapeout.compiler.compile import BACKENDS, DTYPES, compile
+from tapeout.compiler.compile import DTYPES, compile
 from tapeout.compiler.compiled import Compiled
 from tapeout.compiler.measure import measure, memory_growth
 from tapeout.ir import Circuit

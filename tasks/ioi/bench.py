@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from tapeout.compiler import compile
-from tapeout.compiler.compile import DTYPES, builder
+from tapeout.compiler.backends import builder
+from tapeout.compiler.compile import DTYPES
 from tapeout.compiler.measure import measure
 from tapeout.ir.dtypes import as_dtype
 from tapeout.ir.errors import TypeMismatchError, UnsupportedError

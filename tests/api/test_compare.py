@@ -11,7 +11,7 @@ import pytest
 import tiny
 from command import Ran, words
 
-from tapeout.compiler.compile import BACKENDS
+from tapeout.compiler.backends import BACKENDS, Backend
 
 Run = Callable[..., Ran]
 FAST = ("--backends", "fx,torchscript", "-n", 4, "--repeat", 1)
@@ -53,7 +53,7 @@ def test_no_worse_than_twice_hugging_face(family: str, tmp_path: Path, run: Run)
 def test_out_of_tolerance_exits_with_1_and_is_bisected(
     checkpoint: Path, run: Run, monkeypatch: pytest.MonkeyPatch, output: tuple[str, ...]
 ) -> None:
-    monkeypatch.setitem(BACKENDS, "faulty", "faulty")
+    monkeypatch.setitem(BACKENDS, "faulty", Backend("faulty"))
     monkeypatch.setattr(faulty, "WRONG", "m0.norm")
     options = ("--backends", "fx,faulty", "-n", 4, "--repeat", 0, "--no-sizes", *output)
     done = run("compare", checkpoint, *options)

@@ -24,7 +24,7 @@ from tapeout.backends.onnx.kinds import RULES as ONNX_RULES
 from tapeout.backends.onnx.lower import lower as lower_to_onnx
 from tapeout.backends.onnx.options import OnnxOptions
 from tapeout.backends.reference.evaluate import _RULES as REFERENCE_RULES
-from tapeout.compiler.compile import BACKENDS
+from tapeout.compiler.backends import BACKENDS
 from tapeout.ir import Add, Array, Circuit, DiscreteVar, Module, ModuleArgSpec, ModuleSpec, Symbol
 from tapeout.ir.errors import UnsupportedError
 from tapeout.ir.nodes.functions import FUNCTIONS, Cast, GenIndex

@@ -18,9 +18,8 @@ from random_models import gpt2
 from splits import by_head_and_position, difference
 from tolerances import assert_close
 
-from tapeout.compiler import Compiled, compile, compile_many, load
-from tapeout.compiler.artefacts import artefact, run_artefact
-from tapeout.compiler.artefacts.run_artefact import Artefact, ArtefactProblem, InputProblem
+from tapeout.compiler import Compiled, compile, compile_many, load, run_artefact, saving
+from tapeout.compiler.run_artefact import Artefact, ArtefactProblem, InputProblem
 from tapeout.ir import Add, Array, Einsum
 from tapeout.ir.errors import ArtefactError, UnsupportedError
 from tapeout.ir.files import folders
@@ -399,7 +398,7 @@ def test_an_interrupted_save_leaves_the_old(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(folders if step == "publish" else artefact, step, fail)
+    monkeypatch.setattr(folders if step == "publish" else saving, step, fail)
     with pytest.raises(ArtefactError if isinstance(error, OSError) else KeyboardInterrupt):
         twice().save(small, force=True)
     monkeypatch.undo()

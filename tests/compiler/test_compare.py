@@ -18,10 +18,10 @@ from splits import bind_row, by_head_and_position, difference
 from tapeout.backends import rust_circuit
 from tapeout.backends.reference import evaluate_many
 from tapeout.compiler import bisect, compare
+from tapeout.compiler.backends import BACKENDS, Backend
 from tapeout.compiler.checks.peers import rust_circuit_peer
 from tapeout.compiler.checks.reference import reference_values
 from tapeout.compiler.checks.tolerances import TOLERANCES, Deviation
-from tapeout.compiler.compile import BACKENDS
 from tapeout.compiler.measure import memory_growth
 from tapeout.ir import Add, Array, Circuit, Einsum, GeneralFunction, postorder
 from tapeout.ir.errors import DataError, LoweringError, ModuleBindingError, TapeoutError, UnsupportedError
@@ -39,7 +39,7 @@ def metric(request: pytest.FixtureRequest) -> Circuit:
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Adds the backend "faulty", whose nodes of an origin are wrong."""
-    monkeypatch.setitem(BACKENDS, "faulty", "faulty")
+    monkeypatch.setitem(BACKENDS, "faulty", Backend("faulty"))
     return lambda name: monkeypatch.setattr(faulty, "WRONG", name)
 
 

@@ -165,11 +165,11 @@ def test_what_is_captured_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     here = compile(Add(symbol(1, (3,), "x"), Scalar(1.0)), inputs=["x"], batch=[32, 2, 8])
     assert here.graphs is None
-    there = replace(here, device=torch.device("cuda"))
+    there = replace(here, program=replace(here.program, device=torch.device("cuda")))
     assert there.graphs is not None and there.graphs.buckets == (2, 8, 32)
     limited = replace(there, max_memory=there.cost(8).peak_bytes)
     assert limited.graphs is not None and limited.graphs.buckets == (2, 8)
-    for other in ({"max_memory": 1}, {"batch": ()}, {"executable": scripted}, {"device": torch.device("cpu")}):
+    for other in ({"max_memory": 1}, {"batch": ()}, {"executable": scripted}, {"program": here.program}):
         assert replace(there, **other).graphs is None  # type: ignore[arg-type]
 
 

@@ -227,7 +227,7 @@ def test_numerics_are_saved_with_an_artefact(tmp_path: Any) -> None:
         saved = compile(circuit, backend, ["tokens", "labels"], tf32=True, deterministic=True)
         saved.save(tmp_path / backend)
         found = load(tmp_path / backend)
-        assert found.numerics == Numerics(True, True)
+        assert found.program.numerics == Numerics(True, True)
         assert found.executable.numerics == Numerics(True, True)  # type: ignore[attr-defined]
         assert_close(found(**data(3)), saved(**data(3)), torch.float32)
 

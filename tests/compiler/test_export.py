@@ -21,12 +21,12 @@ from harness import symbol
 from random_models import gpt2
 from splits import by_head_and_position, difference
 
-from tapeout.compiler import compile, export, load, verify
-from tapeout.compiler.artefacts import artefact, certificate, run_artefact
+from tapeout.compiler import compile, export, load, run_artefact, saving, verify
+from tapeout.compiler.artefacts import certificate
 from tapeout.compiler.artefacts.certificate import CERTIFICATE, INPUTS, OUTPUTS, circuit_hash
 from tapeout.compiler.artefacts.export import FORMATS, README
+from tapeout.compiler.backends import BACKENDS, Backend
 from tapeout.compiler.checks.tolerances import Deviation
-from tapeout.compiler.compile import BACKENDS
 from tapeout.ir import Add, Array, Circuit, Einsum
 from tapeout.ir.errors import ArtefactError, UnsupportedError
 
@@ -190,8 +190,8 @@ def test_what_exists_is_found_before_anything_is_computed(small: Path) -> None:
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 WRITES: dict[str, tuple[Any, str]] = {
-    "the model": (artefact, "save_circuits"),
-    "the manifest": (artefact, "fingerprint"),
+    "the model": (saving, "save_circuits"),
+    "the manifest": (saving, "fingerprint"),
     "the inputs": (certificate, "_write_tensors"),
     "the certificate": (certificate, "seal"),
     "the page": (sys.modules["tapeout.compiler.artefacts.export"], "readme"),
@@ -319,7 +319,7 @@ def test_other_numbers_are_found(small: Path) -> None:
 
 
 def test_values_out_of_tolerance_are_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "fx", "faulty")
+    monkeypatch.setitem(BACKENDS, "fx", Backend("faulty"))
     monkeypatch.setattr(faulty, "WRONG", "twice")
     with pytest.raises(ArtefactError, match=r"(?s)off by 0\.03.*hint: tapeout compare --bisect"):
         export(twice(), {"x": torch.ones(3, 2)}, tmp_path / "small", "fx")

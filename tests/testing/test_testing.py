@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from random_models import gpt2
 from splits import by_head_and_position, difference
 
-from tapeout.compiler.compile import BACKENDS
+from tapeout.compiler.backends import BACKENDS, Backend
 from tapeout.ir import Add, Array, Circuit, DiscreteVar, Symbol
 from tapeout.ir.errors import LoweringError, UnsupportedError
 from tapeout.testing import assert_backends_agree, cases, need
@@ -29,7 +29,7 @@ TOKENS = {"tokens": torch.tensor([[1, 2, 3, 4, 5], [10, 0, 7, 7, 2]]), "labels":
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Adds the backend "faulty", whose nodes of an origin are wrong."""
-    monkeypatch.setitem(BACKENDS, "faulty", "faulty")
+    monkeypatch.setitem(BACKENDS, "faulty", Backend("faulty"))
     return lambda name: monkeypatch.setattr(faulty, "WRONG", name)
 
 
@@ -87,7 +87,7 @@ def test_without_names_those_that_can_run_it_must_agree(
     monkeypatch.setattr(faulty, "REFUSES", UnsupportedError)
     monkeypatch.setattr(COMPARE, "BACKENDS", {name: BACKENDS[name] for name in ("fx", "faulty")})
     assert_backends_agree(Array(torch.ones(2), "x"))
-    monkeypatch.setattr(COMPARE, "BACKENDS", {"faulty": "faulty"})
+    monkeypatch.setattr(COMPARE, "BACKENDS", {"faulty": Backend("faulty")})
     with pytest.raises(AssertionError, match="no backend can run"):
         assert_backends_agree(Array(torch.ones(2), "x"))
 

@@ -6,25 +6,25 @@ was at: Dask gives these to another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tapeout.ir import Circuit
 from tapeout.ir.errors import UnsupportedError
+from tapeout.tasks.patching.sweeps.plan import Plan
+from tapeout.tasks.patching.sweeps.result import SweepResult
 from tapeout.tasks.patching.sweeps.variants import Cell
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from tapeout.tasks.patching.sweeps.sweep import Sweep
 
 Numbers = Any
 """A numpy array."""
@@ -42,26 +42,44 @@ _one_at_a_time = Lock()
 """Held by the thread of a worker that computes: a sweep uses all of a process's processors itself."""
 
 
+class Sweeps(Protocol):
+    """A sweep, as far as it is needed here."""
+
+    circuit: Circuit
+    plan: Plan
+
+    def arguments(self) -> dict[str, Any]:
+        """What else it was made with."""
+
+    def only(self, cells: Iterable[Cell]) -> Sweeps:
+        """The same over some of its variants."""
+
+    def run(self) -> SweepResult:
+        """Computes them."""
+
+
 @dataclass(frozen=True)
-class Job:
+class Shipped:
     """What a worker needs to know of a sweep; compared by identity of the folder.
 
     Attributes:
         folder: the saved circuit, where every worker can read it.
-        arguments: what else `Sweep` takes.
+        make: what makes a sweep of the circuit and
+        arguments: what else it takes.
     """
 
     folder: str
+    make: Callable[..., Sweeps]
     arguments: dict[str, Any]
 
     def __hash__(self) -> int:
         return hash(self.folder)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and other.folder == self.folder
+        return isinstance(other, Shipped) and other.folder == self.folder
 
 
-def run_on(client: Client, sweep: Sweep, keep: Keep, folder: str | Path | None = None) -> None:
+def run_on(client: Client, sweep: Sweeps, keep: Keep, folder: str | Path | None = None) -> None:
     """Computes a sweep's variants on a cluster.
 
     Args:
@@ -86,10 +104,10 @@ def run_on(client: Client, sweep: Sweep, keep: Keep, folder: str | Path | None =
     if not workers:
         raise UnsupportedError("the cluster has no worker", hint="start some: LocalCluster(n_workers=2), dask worker")
     with TemporaryDirectory(dir=folder, prefix="tapeout-sweep-", ignore_cleanup_errors=True) as shared:
-        job = Job(shared, sweep.arguments())
+        shipped = Shipped(shared, type(sweep), sweep.arguments())
         sweep.circuit.save(Path(shared) / _CIRCUIT)
         portions = _portions(sweep, _TURNS * len(workers))
-        futures = [client.submit(_evaluated, job, cells, pure=False) for cells in portions]
+        futures = [client.submit(_evaluated, shipped, cells, pure=False) for cells in portions]
         try:
             for future in as_completed(futures):
                 keep(*future.result())
@@ -104,24 +122,22 @@ def run_on(client: Client, sweep: Sweep, keep: Keep, folder: str | Path | None =
                 client.cancel([future for future in futures if not future.done()])
 
 
-def _portions(sweep: Sweep, count: int) -> list[list[Cell]]:
+def _portions(sweep: Sweeps, count: int) -> list[list[Cell]]:
     """The variants in about so many portions; neighbours in the order of the plan share most."""
     cells = [entry.cell for entry in sweep.plan.entries]
     size = max(1, -(-len(cells) // count))
     return [cells[at : at + size] for at in range(0, len(cells), size)]
 
 
-def _evaluated(job: Job, cells: Sequence[Cell]) -> tuple[Sequence[Cell], Numbers, Numbers]:
+def _evaluated(shipped: Shipped, cells: Sequence[Cell]) -> tuple[Sequence[Cell], Numbers, Numbers]:
     """On a worker: the metric of some variants, and of the baseline."""
     with _one_at_a_time:
-        result = _sweep_of(job).only(cells).run()
+        result = _sweep_of(shipped).only(cells).run()
     values = result.to_numpy()
     return cells, np.stack([values[cell] for cell in cells]), result.baseline_numbers
 
 
 @lru_cache(maxsize=1)
-def _sweep_of(job: Job) -> Sweep:
+def _sweep_of(shipped: Shipped) -> Sweeps:
     """On a worker: the sweep, planned; what it compiles stays with it."""
-    from tapeout.tasks.patching.sweeps.sweep import Sweep
-
-    return Sweep(Circuit.load(Path(job.folder) / _CIRCUIT), **job.arguments)
+    return shipped.make(Circuit.load(Path(shipped.folder) / _CIRCUIT), **shipped.arguments)

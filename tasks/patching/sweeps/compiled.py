@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from tapeout.backends.common.executable import Executable
 from tapeout.backends.common.numerics import Numerics
 from tapeout.backends.common.program import Program
-from tapeout.compiler.compile import builder
-from tapeout.compiler.compiled import Executable
+from tapeout.compiler.backends import builder
 from tapeout.compiler.cost import Cost, size_of
 from tapeout.ir import Circuit, Symbol
 from tapeout.ir.sizes import UNKNOWN, SymbolicSize

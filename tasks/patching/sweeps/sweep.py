@@ -20,7 +20,8 @@ import torch
 
 from tapeout.backends.common.devices import as_device, failures_told, free_memory, out_of_memory
 from tapeout.backends.common.numerics import Numerics
-from tapeout.compiler.compile import DTYPES, builder, check_memory
+from tapeout.compiler.backends import builder
+from tapeout.compiler.compile import DTYPES, check_memory
 from tapeout.compiler.cost import Cost
 from tapeout.compiler.inputs import check_values
 from tapeout.compiler.measure import measure
