@@ -106,7 +106,7 @@ def build(program: Program) -> tuple[InductorExecutable, int]:
     return executable, packed + packed_bytes(module, program.device)
 
 
-def load(path: Path, device: torch.device, numerics: Numerics) -> AotExecutable:
+def load(path: Path, device: torch.device, numerics: Numerics = Numerics()) -> AotExecutable:  # noqa: B008
     """Reads a package that was saved.
 
     Raises:

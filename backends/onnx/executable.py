@@ -149,7 +149,7 @@ def build(program: Program, options: OnnxOptions) -> tuple[OnnxExecutable, int]:
     return OnnxExecutable(model, None, program.device, options, program.numerics), packed
 
 
-def load(path: Path, device: torch.device, numerics: Numerics, options: OnnxOptions) -> OnnxExecutable:
+def load(path: Path, device: torch.device, options: OnnxOptions, numerics: Numerics = Numerics()) -> OnnxExecutable:  # noqa: B008
     """Reads a model that was saved.
 
     Raises:

@@ -85,7 +85,7 @@ def build(program: Program) -> tuple[TorchScriptExecutable, int]:
     return scripted(module, program.device, program.numerics), packed
 
 
-def scripted(module: fx.GraphModule, device: torch.device, numerics: Numerics) -> TorchScriptExecutable:
+def scripted(module: fx.GraphModule, device: torch.device, numerics: Numerics = Numerics()) -> TorchScriptExecutable:  # noqa: B008
     """The module scripted and frozen.
 
     Raises:
@@ -103,7 +103,7 @@ def scripted(module: fx.GraphModule, device: torch.device, numerics: Numerics) -
     return TorchScriptExecutable(script, device, module, numerics)
 
 
-def load(path: Path, device: torch.device, numerics: Numerics) -> TorchScriptExecutable:
+def load(path: Path, device: torch.device, numerics: Numerics = Numerics()) -> TorchScriptExecutable:  # noqa: B008
     """Reads a module that was saved.
 
     Raises:
