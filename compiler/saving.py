@@ -26,7 +26,7 @@ from tapeout.compiler import run_artefact
 from tapeout.compiler.backends import BACKENDS
 from tapeout.compiler.run_artefact import FORMAT, FORMAT_VERSION, MANIFEST, fingerprint, seal
 from tapeout.ir import Circuit
-from tapeout.ir.errors import ArtefactError
+from tapeout.ir.errors import ArtefactError, UnsupportedError
 from tapeout.ir.files.folders import check_writable, written_folder
 from tapeout.ir.files.own_version import own_version
 from tapeout.ir.files.store import save_circuits
@@ -55,6 +55,8 @@ def save(
         beside: writes more files to the folder before it gets its name.
     """
     target = path.resolve()
+    if backend not in BACKENDS:
+        raise UnsupportedError(f"{backend} cannot be saved", hint=f"there are {', '.join(BACKENDS)}")
     check_target(target, force)
     with written_folder(target) as folder:
         _write(folder, backend, executable, roots, about)
